@@ -1,0 +1,56 @@
+"""The answer to a request: the devices, the named score terms, and every refusal."""
+
+from __future__ import annotations
+
+from exo.gpu.vocabulary.messages import WireValue
+from exo.gpu.vocabulary.request import Request
+
+
+class ScoreTerm(WireValue, frozen=True):
+    """One named part of a score: ``contribution = weight * value`` (a penalty multiplies)."""
+
+    name: str
+    value: float | None
+    weight: float
+    note: str = ""
+
+
+class Score(WireValue, frozen=True, kw_only=True):
+    """What a device scored, within 0..1, and from which terms."""
+
+    device_id: str
+    total: float
+    terms: tuple[ScoreTerm, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Refusal(WireValue, frozen=True, kw_only=True):
+    """Why a device was not taken.
+
+    ``permanent`` is true when no wait can change the answer ("never"), false when it holds only
+    at the moment ("not now").
+    """
+
+    device_id: str
+    rule: str
+    reason: str
+    permanent: bool
+
+
+class Decision(WireValue, frozen=True, kw_only=True):
+    """The answer to one request. ``chosen`` is empty or has exactly ``request.count`` ids."""
+
+    request: Request
+    chosen: tuple[str, ...] = ()
+    ranking: tuple[Score, ...] = ()
+    """Every eligible device, best first."""
+    refusals: tuple[Refusal, ...] = ()
+    left_out: tuple[Refusal, ...] = ()
+    """Devices that would do, but that the class and runtime rules leave out."""
+    table_version: int = 0
+
+    @property
+    def never(self) -> bool:
+        """True when no device here can ever satisfy the request."""
+        possible = sum(not refusal.permanent for refusal in self.refusals) + len(self.ranking)
+        return not self.chosen and possible < self.request.count

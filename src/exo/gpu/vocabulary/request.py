@@ -1,0 +1,46 @@
+"""What a piece of work needs from the devices it runs on."""
+
+from __future__ import annotations
+
+from exo.gpu.vocabulary.device import DeviceClass
+from exo.gpu.vocabulary.errors import InvalidValue
+from exo.gpu.vocabulary.messages import WireValue
+from exo.gpu.vocabulary.units import check_text, check_whole
+
+
+class Request(WireValue, frozen=True, kw_only=True):
+    """What a piece of work needs; every field has a default that asks for nothing.
+
+    Raises:
+        InvalidValue: naming the field, for a count below 1, a negative memory or an empty name.
+
+    """
+
+    memory_bytes: int | None = None
+    """Device memory in total, the runtime's own context included. None: not declared, which
+    takes one of the device's slots instead."""
+    count: int = 1
+    """How many devices; all or nothing."""
+    exclusive: bool = False
+    """Nobody else's lease on the same device."""
+    devices: tuple[str, ...] = ()
+    """Only these, by device id, alias or hardware id; any class and runtime among them."""
+    runtime: str | None = None
+    """Only devices of this runtime (cuda, rocm, xpu, metal, vulkan, cpu)."""
+    device_class: DeviceClass | None = None
+    """Only devices of this class."""
+    all_devices: bool = False
+    """Every class and runtime at once, software and host beside hardware."""
+    holder: str = ""
+    """Who asks, for people to read."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_whole("memory_bytes", self.memory_bytes, optional=True)
+        check_whole("count", self.count, low=1)
+        for name in self.devices:
+            check_text("devices", name)
+        if self.runtime is not None:
+            check_text("runtime", self.runtime)
+        if self.all_devices and (self.runtime or self.device_class or self.devices):
+            raise InvalidValue("all_devices", True, "combined with a runtime, class or device list")

@@ -1,0 +1,49 @@
+"""All that a choice may look at, taken at one moment."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from exo.gpu.vocabulary.device import GPUDevice
+from exo.gpu.vocabulary.lease import Lease
+from exo.gpu.vocabulary.metrics import GPUMetrics
+
+
+class Health(StrEnum):
+    """Whether a device can be relied on."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    FAILED = "failed"
+    LOST = "lost"
+    SLEEPING = "sleeping"
+
+
+class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
+    """One device as it is known at the moment of the snapshot.
+
+    ``sample_age_seconds`` counts from receipt on a monotonic clock; it is None exactly when
+    there is no sample. ``leases`` are those alive on this device.
+    """
+
+    device: GPUDevice
+    sample: GPUMetrics | None = None
+    sample_age_seconds: float | None = None
+    health: Health = Health.OK
+    health_reason: str = ""
+    leases: tuple[Lease, ...] = ()
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The devices known at one moment, in the order in which they were registered."""
+
+    devices: tuple[DeviceState, ...]
+    version: int = 0
+
+    def pool_leases(self, pool: str) -> tuple[Lease, ...]:
+        """All live leases whose memory comes out of ``pool``, whichever device they are on."""
+        return tuple(
+            lease for state in self.devices for lease in state.leases if lease.memory_pool == pool
+        )
