@@ -1,0 +1,1 @@
+"""The waist: the only room that joins choosing and doing."""

@@ -1,0 +1,91 @@
+"""Leases for Python code and commands: ask, hold, let go."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from exo.gpu.coordination.slots import refusal, request_of
+from exo.gpu.execution.pinning import apply_changes
+from exo.gpu.nodes.local import LocalNode
+from exo.gpu.scheduling.selector import select
+from exo.gpu.vocabulary.device import GPUDevice
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+
+    from exo.gpu.vocabulary.decision import Decision
+    from exo.gpu.vocabulary.request import Request
+    from exo.gpu.vocabulary.snapshot import Snapshot
+
+
+class LeasedDevice(GPUDevice, frozen=True, kw_only=True):
+    """A device while a lease on it is held."""
+
+    variables: dict[str, str | None]
+    """What pins a process to it: variables to set, or with None to remove."""
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment, changed so that a child sees this device and no other."""
+        return apply_changes(os.environ, self.variables)
+
+
+def decide(request: Request, *, node: LocalNode | None = None) -> tuple[Decision, Snapshot]:
+    """Answer a request as things stand, and take nothing."""
+    if node is None:
+        with LocalNode() as opened:
+            return decide(request, node=opened)
+    snapshot = node.snapshot()
+    return select(snapshot, request), snapshot
+
+
+@contextmanager
+def lease(
+    memory: str | int | None = None,
+    *,
+    devices: str | Iterable[str] | None = None,
+    runtime: str | None = None,
+    exclusive: bool = False,
+    holder: str = "",
+    node: LocalNode | None = None,
+) -> Generator[LeasedDevice]:
+    """Hold the best device for the length of a ``with`` block.
+
+    ``memory`` is what the work needs in total, as ``"8GiB"`` or bytes; without it one of the
+    device's slots is taken. The lease ends with the block, or with this process. It pins nothing
+    here: start a child with ``env=device.environment()``, or set the variables before a GPU
+    library is first used.
+
+    Raises:
+        NeverAvailable: when no device here can ever satisfy the request.
+        NotNow: when one could, but not at the moment.
+        InvalidValue: naming what cannot be.
+
+    """
+    request = request_of(
+        memory=memory, devices=devices, runtime=runtime, exclusive=exclusive, holder=holder
+    )
+    if node is None:
+        with LocalNode() as opened, _hold(request, opened) as device:
+            yield device
+    else:
+        with _hold(request, node) as device:
+            yield device
+
+
+@contextmanager
+def _hold(request: Request, node: LocalNode) -> Generator[LeasedDevice]:
+    grant = node.acquire(request)
+    if not grant.lease_ids:
+        raise refusal(grant.decision)
+    try:
+        name = grant.decision.chosen[0]
+        devices = node.inventory().devices
+        device = next(device for device in devices if device.device_id == name)
+        yield LeasedDevice(**msgspec.structs.asdict(device), variables=node.environment((name,)))
+    finally:
+        for lease_id in grant.lease_ids:
+            node.release(lease_id)

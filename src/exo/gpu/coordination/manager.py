@@ -1,0 +1,317 @@
+"""GPUClusteringManager: a table of devices joined with what was heard of them and how to choose."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from anyio import lowlevel
+
+from exo.gpu.scheduling.distributor import Distribution, Maxima, WorkloadDistributor, weigh
+from exo.gpu.scheduling.selector import select
+from exo.gpu.telemetry.collector import TelemetryCollector
+from exo.gpu.telemetry.health import assess
+from exo.gpu.telemetry.pulse import PulseBoard
+from exo.gpu.telemetry_protocol import Heartbeat
+from exo.gpu.vocabulary.device import DeviceCapabilities, GPUDevice
+from exo.gpu.vocabulary.errors import (
+    DuplicateDevice,
+    InvalidValue,
+    ManagerClosed,
+    NoSuchDevice,
+)
+from exo.gpu.vocabulary.metrics import GPUMetrics
+from exo.gpu.vocabulary.request import Request
+from exo.gpu.vocabulary.snapshot import STALE_AFTER_SECONDS, DeviceState, Health, Snapshot
+from exo.gpu.vocabulary.units import check_number, check_whole
+
+logger = logging.getLogger(__name__)
+
+# Enough to name every stray sender of a real cluster once, without a log that grows for ever.
+_STRANGERS_NAMED = 100
+
+Task = TypeVar("Task")
+
+
+class GPUClusteringManager:
+    """Registers devices of any vendor, keeps what they report, picks one and splits work.
+
+    It starts nothing and reserves nothing: two callers that select at the same moment get the same
+    device. To hold one, take a lease. Every call is short, from any task or thread; after
+    :meth:`shutdown` each raises :class:`~exo.gpu.vocabulary.errors.ManagerClosed`.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_history: int = 100,
+        stale_after_seconds: float = STALE_AFTER_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing but an empty table; the other parts are made when first used.
+
+        Raises:
+            InvalidValue: for a history below 1 or a stale limit that is not a number of seconds.
+
+        """
+        check_whole("max_history", max_history, low=1)
+        check_number("stale_after_seconds", stale_after_seconds, low=0)
+        self._devices: dict[str, GPUDevice] = {}
+        self._hardware: dict[tuple[str, str], str] = {}
+        self._pulses = PulseBoard(clock=clock, stale_after_seconds=stale_after_seconds)
+        self._strangers: set[str] = set()
+        self._collector: TelemetryCollector | None = None
+        self._distributor: WorkloadDistributor | None = None
+        self._max_history = max_history
+        self._stale_after_seconds = stale_after_seconds
+        self._clock = clock
+        self._version = 0
+        self._closed = False
+        self._lock = threading.RLock()
+
+    async def __aenter__(self) -> Self:
+        self._require_open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.shutdown()
+
+    def register_device(self, device: GPUDevice) -> None:
+        """Add a device; adding the same facts again is harmless.
+
+        Raises:
+            DuplicateDevice: for an id registered with other facts (unregister it first), or for a
+                piece of hardware registered under another id.
+            InvalidValue: for anything that is no GPUDevice.
+
+        """
+        if not isinstance(device, GPUDevice):
+            raise InvalidValue("device", device, "a GPUDevice")
+        with self._lock:
+            self._require_open()
+            known = self._devices.get(device.device_id)
+            if known == device:
+                return
+            if known is not None:
+                raise DuplicateDevice("device_id", device.device_id, "free: unregister it first")
+            identity = (device.node, device.hardware_id)
+            if identity in self._hardware:
+                expected = f"free: {self._hardware[identity]} is the same hardware"
+                raise DuplicateDevice("hardware_id", device.hardware_id, expected)
+            self._devices[device.device_id] = device
+            self._hardware[identity] = device.device_id
+            self._strangers.discard(device.device_id)
+            self._version += 1
+        logger.info("registered %s (%s)", device.device_id, device.name)
+
+    def unregister_device(self, device_id: str) -> bool:
+        """Forget a device and all that was heard of it; False where it was not registered."""
+        with self._lock:
+            self._require_open()
+            device = self._devices.pop(device_id, None)
+            if device is None:
+                return False
+            del self._hardware[device.node, device.hardware_id]
+            self._pulses.forget(device_id)
+            self._telemetry.forget(device_id)
+            self._version += 1
+            return True
+
+    def get_device(self, device_id: str) -> GPUDevice | None:
+        """The device registered under this id, or None."""
+        with self._lock:
+            self._require_open()
+            return self._devices.get(device_id)
+
+    def list_devices(self) -> list[GPUDevice]:
+        """Every registered device, in the order of registration."""
+        with self._lock:
+            self._require_open()
+            return list(self._devices.values())
+
+    def get_capabilities(self, device_id: str) -> DeviceCapabilities:
+        """What the telemetry protocol says of a device, from its real type.
+
+        Raises:
+            NoSuchDevice: for an id that is not registered.
+            UnknownName: for a backend that the protocol has no type for.
+
+        """
+        device = self.get_device(device_id)
+        if device is None:
+            raise NoSuchDevice(f"{device_id!r} is not registered ({self._known()})")
+        return DeviceCapabilities.of(device)
+
+    async def record_metrics(self, metrics: GPUMetrics) -> None:
+        """Keep a sample. One of an unregistered device is dropped with one warning per id.
+
+        A loop that reads devices may race with one that unregisters them, so this is no error.
+
+        Raises:
+            InvalidValue: for anything that is no GPUMetrics.
+
+        """
+        if not isinstance(metrics, GPUMetrics):
+            raise InvalidValue("metrics", metrics, "a GPUMetrics")
+        self._require_open()
+        await lowlevel.checkpoint()
+        with self._lock:
+            self._require_open()
+            if self._is_registered(metrics.device_id):
+                self._telemetry.observe(metrics)
+                self._version += 1
+
+    async def record_heartbeat(self, heartbeat: Heartbeat) -> None:
+        """Keep a heartbeat and its sample; treated as :meth:`record_metrics` treats strangers.
+
+        One with ``is_available=False`` keeps the device from being chosen, with its
+        ``error_message`` as the reason, until a newer one says otherwise. One that was sent before
+        the newest known changes nothing but the history.
+
+        Raises:
+            InvalidValue: for anything that is no Heartbeat.
+
+        """
+        if not isinstance(heartbeat, Heartbeat):
+            raise InvalidValue("heartbeat", heartbeat, "a Heartbeat")
+        self._require_open()
+        await lowlevel.checkpoint()
+        with self._lock:
+            self._require_open()
+            if not self._is_registered(heartbeat.device_id):
+                return
+            if heartbeat.metrics is not None:
+                self._telemetry.observe(heartbeat.metrics)
+            fallback = "it reports itself as not available"
+            trouble = "" if heartbeat.is_available else heartbeat.error_message or fallback
+            self._pulses.take(heartbeat.device_id, heartbeat.timestamp, trouble)
+            self._version += 1
+
+    def get_aggregated_metrics(self) -> dict[str, Any]:
+        """Sums and means over the registered devices that were sampled; empty where none was.
+
+        See :meth:`~exo.gpu.telemetry.collector.TelemetryCollector.get_aggregated_metrics`.
+        """
+        with self._lock:
+            self._require_open()
+            collector = self._telemetry
+        return collector.get_aggregated_metrics()
+
+    def snapshot(self) -> Snapshot:
+        """All that a choice may look at, as it is now: what ``select`` and ``explain`` take."""
+        with self._lock:
+            self._require_open()
+            return Snapshot(
+                devices=tuple(self._state(device) for device in self._devices.values()),
+                version=self._version,
+                stale_after_seconds=self._stale_after_seconds,
+            )
+
+    def select_best_device(self, min_memory_bytes: int = 0) -> str | None:
+        """The best registered device with that much memory free, or None; nothing is reserved.
+
+        Hardware comes before software drivers and the host; a busy device is taken where nothing
+        better is left; stale, failed and lost ones never are.
+
+        Raises:
+            InvalidValue: for a negative ``min_memory_bytes``.
+
+        """
+        check_whole("min_memory_bytes", min_memory_bytes)
+        decision = select(self.snapshot(), Request(memory_bytes=min_memory_bytes or None))
+        return decision.chosen[0] if decision.chosen else None
+
+    def distribute_workload(
+        self,
+        tasks: Iterable[Task],
+        strategy: str = "uniform",
+        capacities: Mapping[str, float] | None = None,
+        max_per_device: Maxima = None,
+    ) -> Distribution[Task]:
+        """Split tasks among all registered devices, of whatever class and runtime.
+
+        Devices that could not be chosen now (stale, failed, lost) get nothing. Without
+        ``capacities`` the strategy ``capacity`` weighs by memory bandwidth where every device
+        states it, else by memory where every device states that, else equally: compute units are
+        counted differently by each vendor. What no device may take is in ``unassigned``.
+
+        Raises:
+            UnknownName: for another strategy.
+            NoSuchDevice: for capacities or maxima of a device that is not registered.
+            InvalidValue: for a capacity that is negative, NaN or infinite, or given with
+                ``uniform``, where it would mean nothing.
+
+        """
+        snapshot = self.snapshot()
+        devices = {state.device.device_id: state.device for state in snapshot.devices}
+        weights = weigh(devices, strategy, capacities)
+        reasons = dict.fromkeys(devices.keys() - weights, "no capacity was given for it")
+        decision = select(snapshot, Request(all_devices=True))
+        reasons |= {refusal.device_id: refusal.reason for refusal in decision.refusals}
+        shares = {one: 0 if one in reasons else weights[one] for one in devices}
+        if self._distributor is None:
+            self._distributor = WorkloadDistributor()
+        split = self._distributor.distribute_by_capacity(shares, tasks, max_per_device)
+        excluded = [f"{one} takes no part: {reasons[one]}" for one in devices if one in reasons]
+        return Distribution(split, split.unassigned, (*split.reasons, *excluded))
+
+    async def shutdown(self) -> None:
+        """Forget everything; every later call raises, but shutting down again is harmless."""
+        with self._lock:
+            self._closed = True
+            self._devices.clear()
+            self._hardware.clear()
+            self._strangers.clear()
+            self._collector = None
+            self._distributor = None
+
+    @property
+    def _telemetry(self) -> TelemetryCollector:
+        if self._collector is None:
+            self._collector = TelemetryCollector(
+                self._max_history,
+                clock=self._clock,
+                max_devices=sys.maxsize,  # only registered devices get this far
+                stale_after_seconds=self._stale_after_seconds,
+            )
+        return self._collector
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ManagerClosed("this GPUClusteringManager was shut down; make a new one")
+
+    def _known(self) -> str:
+        return f"here: {', '.join(self._devices) or 'none'}"
+
+    def _is_registered(self, device_id: str) -> bool:
+        if device_id in self._devices:
+            return True
+        if device_id not in self._strangers and len(self._strangers) < _STRANGERS_NAMED:
+            self._strangers.add(device_id)
+            logger.warning("dropped what %r sent: it is not registered", device_id)
+        return False
+
+    def _state(self, device: GPUDevice) -> DeviceState:
+        sample = self._telemetry.get_metrics(device.device_id)
+        age = self._telemetry.age_seconds(device.device_id)
+        health, reason = assess(sample, age, self._stale_after_seconds)
+        trouble = self._pulses.trouble(device.device_id)
+        if trouble:
+            health, reason = Health.FAILED, trouble
+        return DeviceState(
+            device=device,
+            sample=sample,
+            sample_age_seconds=age,
+            health=health,
+            health_reason=reason,
+        )

@@ -1,0 +1,95 @@
+"""From a request to leases: the devices that the rules allow, a lease for each slot of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from exo.gpu.scheduling.selector import refusal_message, select
+from exo.gpu.vocabulary.errors import InvalidValue, NeverAvailable, NoDevice, NotNow
+from exo.gpu.vocabulary.request import Request
+from exo.gpu.vocabulary.units import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from exo.gpu.nodes.transport import Node
+    from exo.gpu.vocabulary.decision import Decision
+    from exo.gpu.vocabulary.device import GPUDevice
+
+
+def request_of(
+    *,
+    memory: str | int | None = None,
+    devices: str | Iterable[str] | None = None,
+    runtime: str | None = None,
+    all_devices: bool = False,
+    exclusive: bool = False,
+    holder: str = "",
+) -> Request:
+    """A request in the words that people use.
+
+    Raises:
+        InvalidValue: naming what cannot be.
+
+    """
+    if isinstance(devices, str):
+        devices = (devices,)
+    return Request(
+        memory_bytes=None if memory is None else parse_size(memory, "memory"),
+        devices=tuple(devices or ()),
+        runtime=runtime,
+        all_devices=all_devices,
+        exclusive=exclusive,
+        holder=holder,
+    )
+
+
+def refusal(decision: Decision) -> NoDevice:
+    """The exception that says "never" or "not now", with the decision."""
+    kind = NeverAvailable if decision.never else NotNow
+    return kind(refusal_message(decision), decision)
+
+
+def acquire_slots(
+    node: Node, request: Request, *, slots: int | None = None
+) -> tuple[list[tuple[str, GPUDevice]], Decision]:
+    """Lease as many slots as the request's rules and the devices' leases allow.
+
+    Each device gives up to ``slots`` leases, by default as many as it has slots. Returns the
+    (lease id, device) pairs, best device first, and the decision behind them.
+
+    Raises:
+        NeverAvailable: when no device here can ever satisfy the request.
+        NotNow: when one could, but not at the moment.
+
+    """
+    if slots is not None and slots < 1:
+        raise InvalidValue("slots", slots, "a whole number of at least 1")
+    snapshot = node.snapshot()
+    decision = select(snapshot, msgspec.structs.replace(request, count=1))
+    if not decision.chosen:
+        raise refusal(decision)
+    devices = {state.device.device_id: state.device for state in snapshot.devices}
+    acquired: list[tuple[str, GPUDevice]] = []
+    left_out = {refusal.device_id for refusal in decision.left_out}
+    for score in decision.ranking:
+        if score.device_id in left_out:
+            continue
+        device = devices[score.device_id]
+        single = Request(
+            memory_bytes=request.memory_bytes,
+            exclusive=request.exclusive,
+            devices=(device.device_id,),
+            holder=request.holder,
+        )
+        for _ in range(slots or device.slots):
+            grant = node.acquire(single)
+            if not grant.lease_ids:
+                decision = decision if acquired else grant.decision
+                break
+            acquired.append((grant.lease_ids[0], device))
+    if not acquired:
+        raise refusal(decision)
+    return acquired, decision

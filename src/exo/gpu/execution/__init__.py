@@ -1,0 +1,1 @@
+"""Hands without opinions: a job and a device in, an outcome out."""

@@ -1,0 +1,88 @@
+"""Functions, arguments and results as bytes between the caller and its workers."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from exo.gpu.vocabulary.errors import ExecutionError, NotTransferable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# The worker's __main__ is its own: what lives in the caller's has to travel by value.
+_MAIN = b"__main__"
+
+
+def dump(value: object, what: str) -> bytes:
+    """The bytes of a function or of arguments; by value where pickle cannot name them.
+
+    Raises:
+        NotTransferable: naming ``what`` and the reason.
+
+    """
+    try:
+        pickled = pickle.dumps(value, protocol=5)
+    except Exception:  # noqa: BLE001 - pickle raises whatever an object's reducer does
+        pickled = None
+    if pickled is not None and _MAIN not in pickled:
+        return pickled
+    try:
+        import cloudpickle
+
+        return cloudpickle.dumps(value, protocol=5)
+    except Exception as problem:
+        raise NotTransferable(f"{what} cannot be sent to a worker: {problem}") from problem
+
+
+def dump_function(function: Callable[..., Any]) -> bytes:
+    """The bytes of a function.
+
+    Raises:
+        NotTransferable: naming the function and the reason.
+
+    """
+    return dump(function, f"the function {getattr(function, '__qualname__', function)!r}")
+
+
+def load_result(payload: bytes) -> Any:
+    """The result that a worker sent.
+
+    Raises:
+        NotTransferable: when this process cannot make sense of it.
+
+    """
+    try:
+        return pickle.loads(payload)
+    except Exception as problem:
+        raise NotTransferable(f"the result cannot be read here: {problem}") from problem
+
+
+class RemoteTraceback(Exception):
+    """The traceback in the worker, as the cause of the exception that the caller sees."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        """The worker's traceback, set off from the caller's."""
+        return f'\n"""\n{self.text}"""'
+
+
+def load_error(payload: bytes) -> BaseException:
+    """The exception that a worker sent, with the worker's traceback as its cause.
+
+    One that cannot be rebuilt here becomes an ``ExecutionError`` with its class and text.
+    """
+    pickled, summary, text = pickle.loads(payload)
+    error: object = None
+    if pickled is not None:
+        try:
+            error = pickle.loads(pickled)
+        except Exception:  # noqa: BLE001 - an exception's constructor may ask for anything
+            error = None
+    if not isinstance(error, BaseException):
+        error = ExecutionError(summary)
+    error.__cause__ = RemoteTraceback(text)
+    return error

@@ -1,0 +1,43 @@
+"""The environment of a pinned process, as a value, and the device that it names."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from exo.gpu.vocabulary.device import GPUDevice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Changes = dict[str, str | None]
+"""Variables to set, or with None to remove."""
+
+DEVICE_VARIABLE = "EXO_GPU_DEVICE"
+"""JSON of the device that a process was given; the first one of a gang."""
+
+
+def pinning_changes(pinned: Changes, hidden: Iterable[Changes], device: GPUDevice) -> Changes:
+    """What changes in the environment of a process that gets ``device`` and no other.
+
+    ``hidden`` hides every other vendor; where both speak of a variable, ``pinned`` wins.
+    """
+    changes: Changes = {}
+    for hiding in hidden:
+        changes.update(hiding)
+    changes.update(pinned)
+    changes[DEVICE_VARIABLE] = device.to_json()
+    return changes
+
+
+def apply_changes(environ: Mapping[str, str], changes: Changes) -> dict[str, str]:
+    """A new environment with the changes made."""
+    changed = {name: value for name, value in environ.items() if name not in changes}
+    changed.update({name: value for name, value in changes.items() if value is not None})
+    return changed
+
+
+def current_device(environ: Mapping[str, str] | None = None) -> GPUDevice | None:
+    """The device that this process was given, or None outside a worker, ``run`` or ``map``."""
+    text = (os.environ if environ is None else environ).get(DEVICE_VARIABLE)
+    return GPUDevice.from_json(text) if text else None

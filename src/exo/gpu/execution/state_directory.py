@@ -1,0 +1,119 @@
+"""Where processes of this machine and boot meet: the directory of the lease store."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from exo.gpu.vocabulary.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# flock and SQLite's locks are not dependable there, and another machine's boot would mix in.
+NETWORK_FILE_SYSTEMS = frozenset(
+    {
+        "9p",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "fuse.sshfs",
+        "glusterfs",
+        "gpfs",
+        "lustre",
+        "nfs",
+        "nfs4",
+        "smb3",
+        "smbfs",
+    }
+)
+
+
+class StorePlace(msgspec.Struct, frozen=True):
+    """The directory of the store, who shares it, and why it was chosen."""
+
+    path: Path
+    shared_by: str
+    reason: str
+
+
+def choose_place(environ: Mapping[str, str]) -> StorePlace:
+    """The directory that all users of this machine share, unless ``EXO_GPU_STATE`` names one."""
+    chosen = environ.get("EXO_GPU_STATE")
+    if chosen:
+        return StorePlace(Path(chosen), "whoever sets the same EXO_GPU_STATE", "EXO_GPU_STATE")
+    if Path("/run/exo-gpu").is_dir():
+        reason = "made by the administrator"
+        return StorePlace(Path("/run/exo-gpu"), "all users who may write there", reason)
+    if sys.platform == "linux" and Path("/dev/shm").is_dir():  # noqa: S108 - shared on purpose
+        reason = "kept in memory, gone with the boot"
+        return StorePlace(Path("/dev/shm/exo-gpu"), "all users of this machine", reason)  # noqa: S108
+    reason = "no /run/exo-gpu and no /dev/shm here"
+    return StorePlace(Path("/tmp/exo-gpu"), "all users of this machine", reason)  # noqa: S108
+
+
+def prepare(place: StorePlace) -> Path:
+    """Make the directory where it is missing, and give it back.
+
+    Raises:
+        StoreError: naming the directory, when it cannot be made or lies on a network file
+            system.
+
+    """
+    try:
+        if not place.path.is_dir():
+            place.path.mkdir(parents=True, exist_ok=True)
+            # Everybody's, and nobody removes another's files: as /tmp itself.
+            place.path.chmod(0o1777)
+        (place.path / "locks").mkdir(exist_ok=True)
+        if (place.path / "locks").stat().st_uid == place.path.stat().st_uid:
+            _open_to_all(place.path / "locks")
+    except OSError as error:
+        advice = "set EXO_GPU_STATE to a local directory that you may write"
+        raise StoreError(f"no lease store at {place.path}: {error}; {advice}") from error
+    kind = file_system(place.path)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise StoreError(
+            f"{place.path} is on {kind}, a network file system, where locks cannot be trusted; "
+            "set EXO_GPU_STATE to a local directory"
+        )
+    return place.path
+
+
+def _open_to_all(directory: Path) -> None:
+    try:
+        directory.chmod(0o1777)
+    except PermissionError:
+        return  # another user's, who opened it already
+
+
+def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """The type of the file system that ``path`` lies on, or None where it is not known."""
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return None
+    target = path.resolve()
+    best, kind = -1, None
+    for line in lines:
+        fields = line.split()
+        if len(fields) < 3:
+            continue
+        mount = Path(fields[1].replace("\\040", " "))
+        if target.is_relative_to(mount) and len(mount.parts) >= best:
+            best, kind = len(mount.parts), fields[2]
+    return kind
+
+
+def boot_id(proc: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
+    """A name for this boot of this machine."""
+    try:
+        return proc.read_text().strip()
+    except OSError:
+        import psutil
+
+        return f"boot-{int(psutil.boot_time())}"

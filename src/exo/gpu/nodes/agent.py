@@ -1,0 +1,229 @@
+"""Our presence on one machine: its devices, its lease store, and the slots that work there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import TYPE_CHECKING, Any
+
+from exo.gpu.backend import PinningAbility, TelemetryAbility
+from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
+from exo.gpu.execution.foreground import run_attached
+from exo.gpu.execution.lease_store import HeldLease, LeaseStore
+from exo.gpu.execution.outcome import shell_status
+from exo.gpu.execution.pinning import apply_changes, pinning_changes
+from exo.gpu.execution.state_directory import StorePlace, choose_place
+from exo.gpu.execution.supervisor import RunnerSupervisor
+from exo.gpu.factory import GPUBackendFactory
+from exo.gpu.nodes.transport import Grant
+from exo.gpu.scheduling.ledger import used_before
+from exo.gpu.scheduling.selector import select
+from exo.gpu.telemetry.collector import TelemetryCollector
+from exo.gpu.telemetry.health import assess
+from exo.gpu.telemetry.sampler import sample_devices
+from exo.gpu.vocabulary.errors import AbilityMissing, BackendError, NoSuchDevice
+from exo.gpu.vocabulary.lease import Lease
+from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from exo.gpu.vocabulary.decision import Decision
+    from exo.gpu.vocabulary.device import GPUDevice
+    from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
+    from exo.gpu.vocabulary.request import Request
+
+# A decision may rest on readings of this age at most; younger ones are not asked for again.
+SAMPLE_REUSE_SECONDS = 1.0
+
+# A slot that is not done by then is killed.
+STOP_SECONDS = 5.0
+
+
+class NodeAgent:
+    """Everything that has to happen on the machine that owns the devices.
+
+    ``environ`` is what processes inherit, restrictions included; the process's own by default.
+    """
+
+    def __init__(
+        self, environ: Mapping[str, str] | None = None, service: GPUDiscoveryService | None = None
+    ) -> None:
+        self._environ = dict(os.environ if environ is None else environ)
+        self._service = service or GPUDiscoveryService(
+            backends=GPUBackendFactory.make_all(self._environ)
+        )
+        self._report: DiscoveryReport | None = None
+        self._store: LeaseStore | None = None
+        self._collector = TelemetryCollector(max_history=1)
+        self._failures: dict[str, str] = {}
+        self._leases: dict[str, HeldLease] = {}
+        self._slots: dict[int, tuple[RunnerSupervisor, str]] = {}
+        self._numbers = itertools.count()
+
+    @property
+    def store_place(self) -> StorePlace:
+        """Where the leases of this machine are kept."""
+        return choose_place(self._environ)
+
+    @property
+    def sample_failures(self) -> dict[str, str]:
+        """Why a device gave no sample the last time, by device id."""
+        return dict(self._failures)
+
+    def inventory(self) -> DiscoveryReport:
+        """Every device found, and what each backend said; asked for once."""
+        if self._report is None:
+            self._report = self._service.discover()
+        return self._report
+
+    def snapshot(self) -> Snapshot:
+        """All devices now: samples, health and live leases."""
+        self._sample()
+        return self._assemble(self._open_store().live())
+
+    def acquire(self, request: Request) -> Grant:
+        """Decide and take the leases as one step, while no other process can."""
+        self._sample()
+        store = self._open_store()
+
+        def decide(live: tuple[Lease, ...]) -> tuple[Decision, list[Lease]]:
+            snapshot = self._assemble(live)
+            decision = select(snapshot, request)
+            return decision, [_lease(snapshot, name, request) for name in decision.chosen]
+
+        taken = store.take(decide)
+        self._leases.update({held.lease.lease_id: held for held in taken.leases})
+        return Grant(taken.answer, tuple(held.lease.lease_id for held in taken.leases))
+
+    def release(self, lease_id: str) -> None:
+        """Let go of a lease; harmless twice."""
+        held = self._leases.pop(lease_id, None)
+        if held is not None:
+            held.release()
+
+    def run_attached(self, argv: Sequence[str], lease_ids: tuple[str, ...]) -> int:
+        """Run a command under the leases with the caller's terminal; its status as a shell's."""
+        held = [self._leases[lease_id] for lease_id in lease_ids]
+        changes = self.environment(tuple(lease.lease.device_id for lease in held))
+        environ = apply_changes(self._environ, changes)
+        keep_open = tuple(lease.lock_fd for lease in held)
+        return shell_status(run_attached(argv, environ, keep_open))
+
+    def open_slot(
+        self, lease_id: str, setup: SlotSetup | None, sink: Callable[[SlotEvent], None]
+    ) -> int:
+        """Start a slot on the leased device."""
+        held = self._leases[lease_id]
+        changes = self.environment((held.lease.device_id,))
+        slot_id = next(self._numbers)
+        supervisor = RunnerSupervisor(
+            slot_id,
+            environ=apply_changes(self._environ, changes),
+            keep_open=(held.lock_fd,),
+            setup=setup,
+            sink=sink,
+        )
+        self._slots[slot_id] = (supervisor, lease_id)
+        return slot_id
+
+    def submit(self, slot_id: int, work: Work) -> None:
+        """Give a slot its next work."""
+        self._slots[slot_id][0].submit(work)
+
+    def close_slot(self, slot_id: int, *, kill: bool = False) -> None:
+        """End a slot and release its lease; harmless twice."""
+        supervisor, lease_id = self._slots.pop(slot_id, (None, ""))
+        if supervisor is not None:
+            supervisor.stop(kill=kill, timeout_seconds=STOP_SECONDS)
+            self.release(lease_id)
+
+    def environment(self, device_ids: tuple[str, ...]) -> dict[str, str | None]:
+        """The variables that pin a process to these devices of one backend."""
+        devices = [self._device(device_id) for device_id in device_ids]
+        owners = {device.backend for device in devices}
+        if len(owners) > 1:
+            names = ", ".join(f"{device.device_id} ({device.backend})" for device in devices)
+            raise BackendError(f"one process cannot be pinned to devices of two kinds: {names}")
+        backend = self._service.backends[devices[0].backend]
+        if not isinstance(backend, PinningAbility):
+            raise AbilityMissing(f"the {devices[0].backend} backend cannot pin a process")
+        hidden = [
+            other.hiding()
+            for name, other in self._service.backends.items()
+            if name != devices[0].backend and isinstance(other, PinningAbility)
+        ]
+        return pinning_changes(backend.pinning(devices[0], self._environ), hidden, devices[0])
+
+    def close(self) -> None:
+        """End all slots, at once, and let go of all leases; harmless twice."""
+        for slot_id in list(self._slots):
+            self.close_slot(slot_id, kill=True)
+        for lease_id in list(self._leases):
+            self.release(lease_id)
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def _device(self, device_id: str) -> GPUDevice:
+        for device in self.inventory().devices:
+            if device.device_id == device_id:
+                return device
+        raise NoSuchDevice(f"there is no device {device_id!r} here")
+
+    def _open_store(self) -> LeaseStore:
+        if self._store is None:
+            self._store = LeaseStore(self.store_place)
+        return self._store
+
+    def _sample(self) -> None:
+        readers: dict[str, Callable[[], Any]] = {}
+        for device in self.inventory().devices:
+            backend = self._service.backends[device.backend]
+            age = self._collector.age_seconds(device.device_id)
+            if isinstance(backend, TelemetryAbility) and (
+                age is None or age > SAMPLE_REUSE_SECONDS
+            ):
+                readers[device.device_id] = _reader(backend, device.device_id)
+        taken = sample_devices(readers)
+        for sample in taken.samples.values():
+            self._collector.observe(sample)
+            self._failures.pop(sample.device_id, None)
+        self._failures.update(taken.failures)
+
+    def _assemble(self, live: tuple[Lease, ...]) -> Snapshot:
+        return Snapshot(tuple(self._state(device, live) for device in self.inventory().devices))
+
+    def _state(self, device: GPUDevice, live: tuple[Lease, ...]) -> DeviceState:
+        sample = self._collector.get_metrics(device.device_id)
+        age = self._collector.age_seconds(device.device_id)
+        health, reason = assess(sample, age)
+        failure = self._failures.get(device.device_id)
+        if failure is not None:
+            health, reason = Health.FAILED, f"it cannot be read: {failure}"
+        return DeviceState(
+            device=device,
+            sample=sample,
+            sample_age_seconds=age,
+            health=health,
+            health_reason=reason,
+            leases=tuple(lease for lease in live if lease.hardware_id == device.hardware_id),
+        )
+
+
+def _reader(backend: TelemetryAbility, device_id: str) -> Callable[[], Any]:
+    return lambda: backend.read(device_id)
+
+
+def _lease(snapshot: Snapshot, device_id: str, request: Request) -> Lease:
+    state = next(state for state in snapshot.devices if state.device.device_id == device_id)
+    return Lease(
+        lease_id="",
+        device_id=device_id,
+        hardware_id=state.device.hardware_id,
+        memory_pool=state.device.memory_pool,
+        memory_bytes=request.memory_bytes,
+        exclusive=request.exclusive,
+        used_before_bytes=used_before(state, snapshot),
+        holder=request.holder,
+    )

@@ -1,0 +1,89 @@
+"""The short road: this machine's node agent, in this process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from exo.gpu.nodes.agent import NodeAgent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
+    from exo.gpu.execution.state_directory import StorePlace
+    from exo.gpu.nodes.transport import Grant
+    from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
+    from exo.gpu.vocabulary.request import Request
+    from exo.gpu.vocabulary.snapshot import Snapshot
+
+
+class LocalNode:
+    """A :class:`~exo.gpu.nodes.transport.Node` over a plain call; use it in a ``with`` block."""
+
+    def __init__(
+        self, environ: Mapping[str, str] | None = None, service: GPUDiscoveryService | None = None
+    ) -> None:
+        self._agent = NodeAgent(environ, service)
+
+    def __enter__(self) -> LocalNode:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    @property
+    def sample_failures(self) -> dict[str, str]:
+        """Why a device gave no sample in the last snapshot, by device id."""
+        return self._agent.sample_failures
+
+    @property
+    def store_place(self) -> StorePlace:
+        """Where the leases of this machine are kept, and who shares them."""
+        return self._agent.store_place
+
+    def inventory(self) -> DiscoveryReport:
+        """Every device found, and what each backend said."""
+        return self._agent.inventory()
+
+    def snapshot(self) -> Snapshot:
+        """All devices now: fresh samples, health and live leases."""
+        return self._agent.snapshot()
+
+    def acquire(self, request: Request) -> Grant:
+        """Decide and take the leases as one step."""
+        return self._agent.acquire(request)
+
+    def release(self, lease_id: str) -> None:
+        """Let go of a lease; harmless twice."""
+        self._agent.release(lease_id)
+
+    def open_slot(
+        self, lease_id: str, setup: SlotSetup | None, sink: Callable[[SlotEvent], None]
+    ) -> int:
+        """Start a slot under a lease."""
+        return self._agent.open_slot(lease_id, setup, sink)
+
+    def submit(self, slot_id: int, work: Work) -> None:
+        """Give a slot its next work."""
+        self._agent.submit(slot_id, work)
+
+    def close_slot(self, slot_id: int, *, kill: bool = False) -> None:
+        """End a slot and release its lease."""
+        self._agent.close_slot(slot_id, kill=kill)
+
+    def environment(self, device_ids: tuple[str, ...]) -> dict[str, str | None]:
+        """The variables that pin a process to these devices and hide all others."""
+        return self._agent.environment(device_ids)
+
+    def run_attached(self, argv: Sequence[str], lease_ids: tuple[str, ...]) -> int:
+        """Run a command under the leases with this process's terminal; its status as a shell's.
+
+        Only the short road has it: a terminal does not travel.
+        """
+        return self._agent.run_attached(argv, lease_ids)
+
+    def close(self) -> None:
+        """End all slots, at once, and let go of all leases; harmless twice."""
+        self._agent.close()

@@ -1,0 +1,61 @@
+"""What coordination sees of a machine, wherever it is: the road to a node agent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from exo.gpu.vocabulary.decision import Decision
+from exo.gpu.vocabulary.messages import WireValue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from exo.gpu.discovery import DiscoveryReport
+    from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
+    from exo.gpu.vocabulary.request import Request
+    from exo.gpu.vocabulary.snapshot import Snapshot
+
+
+class Grant(WireValue, frozen=True):
+    """The decision, and one lease id for each chosen device, in the same order."""
+
+    decision: Decision
+    lease_ids: tuple[str, ...] = ()
+
+
+class Node(Protocol):
+    """One machine as a partner. Only values cross, so that any road can carry them."""
+
+    def inventory(self) -> DiscoveryReport:
+        """Every device found, and what each backend said."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """All devices now: fresh samples, health and live leases."""
+        ...
+
+    def acquire(self, request: Request) -> Grant:
+        """Decide and take the leases as one step; the decision says why where none was taken."""
+        ...
+
+    def release(self, lease_id: str) -> None:
+        """Let go of a lease; it ends with the last process under it. Harmless twice."""
+        ...
+
+    def open_slot(
+        self, lease_id: str, setup: SlotSetup | None, sink: Callable[[SlotEvent], None]
+    ) -> int:
+        """Start a slot under a lease; without ``setup`` it runs shell commands only."""
+        ...
+
+    def submit(self, slot_id: int, work: Work) -> None:
+        """Give a slot its next work; returns at once, the sink hears how it went."""
+        ...
+
+    def close_slot(self, slot_id: int, *, kill: bool = False) -> None:
+        """End a slot and release its lease; with ``kill`` without waiting for its work."""
+        ...
+
+    def environment(self, device_ids: tuple[str, ...]) -> dict[str, str | None]:
+        """The variables that pin a process to these devices and hide all others."""
+        ...

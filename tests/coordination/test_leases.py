@@ -1,0 +1,141 @@
+"""Leases for people: the best device, held, pinned for children, and let go."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from boxes import GIB, device, host
+
+import exo.gpu as gpu
+from exo.gpu.coordination.leases import decide, lease
+from exo.gpu.coordination.runs import run_command
+from exo.gpu.nodes.local import LocalNode
+from exo.gpu.vocabulary.errors import BackendError, InvalidValue, NeverAvailable, NotNow
+from exo.gpu.vocabulary.request import Request
+
+
+def test_two_holders_get_two_devices_and_a_third_must_wait(two_fakes):
+    with lease() as first, lease() as second:
+        assert {first.device_id, second.device_id} == {"cuda:0", "cuda:1"}
+        with pytest.raises(NotNow, match="slots"), lease():
+            pass
+    with lease() as again:
+        assert again.device_id == first.device_id
+
+
+def test_declared_memory_is_counted_before_it_is_taken(two_fakes):
+    """Eight GiB a card: 6 + 6 fill both, and 3 more are refused although nothing is in use."""
+    with lease(memory="6GiB") as first, lease(memory="6GiB") as second:
+        assert first.device_id != second.device_id
+        with pytest.raises(NotNow, match=r"2\.0 GiB"), lease(memory="3GiB"):
+            pass
+        with lease(memory="2GiB") as third:
+            assert third.device_id in {first.device_id, second.device_id}
+
+
+def test_an_exclusive_lease_is_alone(two_fakes):
+    with lease(exclusive=True, devices="cuda:0"):
+        with pytest.raises(NotNow, match="wholly leased"), lease(memory="1GiB", devices="cuda:0"):
+            pass
+        with lease(memory="1GiB") as other:
+            assert other.device_id == "cuda:1"
+            with pytest.raises(NotNow, match="alone"), lease(exclusive=True, devices="cuda:1"):
+                pass
+
+
+def test_never_differs_from_not_now(two_fakes):
+    with pytest.raises(NeverAvailable, match=r"8\.0 GiB"), lease(memory="9GiB"):
+        pass
+    with pytest.raises(NeverAvailable, match="cuda:7"), lease(devices="cuda:7"):
+        pass
+    with pytest.raises(InvalidValue, match="banana"), lease(memory="banana"):
+        pass
+
+
+def test_a_child_of_the_holder_can_be_pinned(two_fakes):
+    with lease(devices="cuda:1") as device_, LocalNode() as node:
+        environ = device_.environment()
+        assert environ["EXO_GPU_FAKE_VISIBLE"] == "FAKE-cuda:1"
+        code = "import exo.gpu as gpu; print(gpu.current_device().device_id)"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "cuda:1\n"
+        (state,) = [state for state in node.snapshot().devices if state.leases]
+        assert state.device.device_id == "cuda:1"
+
+
+def test_a_node_can_be_shared(two_fakes):
+    with LocalNode() as node:
+        with lease(node=node) as first:
+            decision, snapshot = decide(Request(), node=node)
+            assert decision.chosen != (first.device_id,)
+            assert sum(len(state.leases) for state in snapshot.devices) == 1
+        assert sum(len(state.leases) for state in node.snapshot().devices) == 0
+
+
+def test_deciding_takes_nothing(two_fakes):
+    assert decide(Request())[0].chosen == decide(Request())[0].chosen == ("cuda:0",)
+
+
+def test_a_command_runs_pinned_and_its_status_comes_back(two_fakes, tmp_path):
+    started = []
+    script = f"echo $EXO_GPU_FAKE_VISIBLE > {tmp_path}/seen; exit 9"
+    status = run_command(["/bin/sh", "-c", script], Request(), on_start=started.append)
+    assert status == 9
+    assert started[0].chosen == ("cuda:0",)
+    assert (tmp_path / "seen").read_text() == "FAKE-cuda:0\n"
+    assert run_command(["/bin/sh", "-c", "kill -TERM $$"], Request()) == 143
+
+
+def test_a_gang_gets_all_its_devices_or_none(two_fakes, tmp_path):
+    script = f"echo $EXO_GPU_FAKE_VISIBLE > {tmp_path}/seen"
+    assert run_command(["/bin/sh", "-c", script], Request(count=2)) == 0
+    assert (tmp_path / "seen").read_text() == "FAKE-cuda:0,FAKE-cuda:1\n"
+    with lease(), pytest.raises(NotNow):
+        run_command(["true"], Request(count=2))
+    with pytest.raises(NeverAvailable):
+        run_command(["true"], Request(count=3))
+
+
+def test_a_command_without_a_device_is_not_started(two_fakes, tmp_path):
+    with pytest.raises(NeverAvailable):
+        run_command(["touch", str(tmp_path / "ran")], Request(memory_bytes=99 * GIB))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_inherited_restriction_is_the_universe(two_fakes, monkeypatch):
+    monkeypatch.setenv("EXO_GPU_FAKE_VISIBLE", "FAKE-cuda:1")
+    with lease() as device_:
+        assert device_.device_id == "cuda:1"
+        with pytest.raises(NotNow), lease():
+            pass
+    with pytest.raises(NeverAvailable), lease(devices="cuda:0"):
+        pass
+
+
+def test_a_device_that_cannot_be_read_is_refused_with_the_reason(use_box):
+    use_box(
+        device("cuda:0", "NVIDIA", "cuda", fail="GPU is lost"),
+        device("cuda:1", "NVIDIA", "cuda"),
+        host(),
+    )
+    decision, _ = decide(Request())
+    assert decision.chosen == ("cuda:1",)
+    (refusal,) = [one for one in decision.refusals if one.device_id == "cuda:0"]
+    assert "GPU is lost" in refusal.reason
+
+
+def test_three_lines_of_python(two_fakes):
+    with gpu.lease(memory="8GiB") as device_:
+        assert device_.device_id == "cuda:0"
+    assert gpu.map(abs, [-1, -2], memory="2GiB") == [1, 2]
+    assert os.environ.get("EXO_GPU_DEVICE") is None
+
+
+def test_an_unknown_device_has_no_environment(two_fakes):
+    with LocalNode() as node, pytest.raises((LookupError, BackendError), match="cuda:9"):
+        node.environment(("cuda:9",))

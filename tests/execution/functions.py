@@ -1,0 +1,81 @@
+"""Functions that tests send to workers by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def double(number: int) -> int:
+    return number * 2
+
+
+def fail(number: int) -> int:
+    raise ValueError(f"no {number}")
+
+
+class Fussy(Exception):
+    """Cannot be rebuilt from its arguments: pickle's reduce gives the constructor too few."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one)
+        self.two = two
+
+
+def fail_fussily(number: int) -> int:
+    raise Fussy("one", str(number))
+
+
+def leave(number: int) -> int:
+    sys.exit(number)
+
+
+def vanish(number: int) -> int:
+    os._exit(number)
+
+
+def vanish_once(mark: str) -> str:
+    """Kills its own process the first time, by a mark on disk; fine the second time."""
+    path = Path(mark)
+    if not path.exists():
+        path.write_text("was here")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return f"done {path.name}"
+
+
+def make_unpicklable(number: int) -> object:
+    return (number for _ in range(number))
+
+
+def where(_: object) -> tuple[int, dict[str, str]]:
+    return os.getpid(), dict(os.environ)
+
+
+def slowly(number: int) -> int:
+    time.sleep(0.02)
+    return number
+
+
+def blow_up() -> None:
+    raise RuntimeError("no model here")
+
+
+LOADED: list[str] = []
+
+
+def load_model(name: str) -> None:
+    LOADED.append(name)
+
+
+def loaded(_: int) -> list[str]:
+    return LOADED
+
+
+def touch_and_wait(folder: str) -> str:
+    """Says by a file that it runs, and never ends by itself."""
+    Path(folder, str(os.getpid())).touch()
+    while True:
+        signal.pause()
