@@ -59,6 +59,11 @@ def slowly(number: int) -> int:
     return number
 
 
+def slowly_where(number: int) -> tuple[int, int]:
+    time.sleep(0.02)
+    return number, os.getpid()
+
+
 def blow_up() -> None:
     raise RuntimeError("no model here")
 

@@ -55,15 +55,9 @@ class CommandRun:
         node: Node | None = None,
         slots: int | None = None,
     ) -> None:
-        self._own_node = LocalNode() if node is None else None
-        try:
-            self._dispatcher = Dispatcher(
-                node or self._own_node or LocalNode(), request, setup=None, slots=slots
-            )
-        except BaseException:
-            if self._own_node is not None:
-                self._own_node.close()
-            raise
+        self._dispatcher = Dispatcher(
+            node or LocalNode(), request, setup=None, slots=slots, own_node=node is None
+        )
         self._ended: queue.SimpleQueue[CommandDone | BaseException | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(PULLED_AHEAD * len(self._dispatcher.lanes))
         self._stopped = False
@@ -116,8 +110,6 @@ class CommandRun:
         self._stopped = True
         self._room.release()
         self._dispatcher.close(kill=True)
-        if self._own_node is not None:
-            self._own_node.close()
 
     def _feed(self, commands: Iterable[str]) -> None:
         try:

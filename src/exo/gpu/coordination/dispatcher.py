@@ -14,6 +14,7 @@ import msgspec
 
 from exo.gpu.coordination.slots import acquire_slots
 from exo.gpu.scheduling.scheduler import PullScheduler
+from exo.gpu.vocabulary.errors import ExecutorClosed
 from exo.gpu.vocabulary.job import (
     Attempt,
     Ending,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from exo.gpu.nodes.transport import Node
+    from exo.gpu.vocabulary.decision import Refusal
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.request import Request
 
@@ -97,8 +99,11 @@ class Dispatcher:
         setup: SlotSetup | None,
         slots: int | None = None,
         max_attempts: int = 3,
+        own_node: bool = False,
     ) -> None:
+        """Take the leases and start the slots; with ``own_node`` the node is closed at the end."""
         self._node = node
+        self._own_node = own_node
         self._scheduler = PullScheduler(max_attempts=max_attempts)
         self._inbox: queue.SimpleQueue[list[Job] | SlotEvent | _Close] = queue.SimpleQueue()
         self._fresh: deque[Job] = deque()
@@ -106,17 +111,22 @@ class Dispatcher:
         self._sent: dict[int, Job] = {}
         self._work_numbers = itertools.count()
         self._closing: _Close | None = None
+        self._over = False
+        self._door = threading.Lock()  # between adding a job and the end of the last one
         self._problem = ""
         self._starting = 0
         self.started = threading.Event()
         """Set once every slot is ready or given up."""
-        acquired, decision = acquire_slots(node, request, slots=slots)
-        self.left_out = decision.left_out
-        self.devices = tuple({device.device_id: device for _, device in acquired}.values())
         self._slots: dict[int, _Slot] = {}
-        for lease_id, device in acquired:
-            number = node.open_slot(lease_id, setup, self._inbox.put)
-            self._slots[number] = _Slot(number, device)
+        try:
+            self.left_out = self._open_slots(request, setup, slots)
+        except BaseException:
+            if own_node:
+                node.close()
+            raise
+        self.devices = tuple(
+            {slot.device.device_id: slot.device for slot in self._slots.values()}.values()
+        )
         self._starting = len(self._slots)
         self._devices = {number: slot.device for number, slot in self._slots.items()}
         self.lanes = tuple((number, slot.device) for number, slot in self._slots.items())
@@ -124,14 +134,41 @@ class Dispatcher:
         self._thread = threading.Thread(target=self._serve, name="exo-gpu-dispatch", daemon=True)
         self._thread.start()
 
+    def _open_slots(
+        self, request: Request, setup: SlotSetup | None, slots: int | None
+    ) -> tuple[Refusal, ...]:
+        acquired, decision = acquire_slots(self._node, request, slots=slots)
+        waiting = deque(acquired)
+        try:
+            while waiting:
+                lease_id, device = waiting[0]
+                number = self._node.open_slot(lease_id, setup, self._inbox.put)
+                self._slots[number] = _Slot(number, device)
+                waiting.popleft()
+        except BaseException:
+            for number in self._slots:
+                self._node.close_slot(number, kill=True)
+            for lease_id, _ in waiting:
+                self._node.release(lease_id)
+            raise
+        return decision.left_out
+
     @property
     def problem(self) -> str:
         """Why slots were given up, or nothing."""
         return self._problem
 
     def add(self, jobs: Iterable[Job]) -> None:
-        """Queue jobs behind those that wait; returns at once."""
-        self._inbox.put(list(jobs))
+        """Queue jobs behind those that wait; returns at once.
+
+        Raises:
+            ExecutorClosed: when it has ended.
+
+        """
+        with self._door:
+            if self._over:
+                raise ExecutorClosed("this executor has ended: it takes no more work")
+            self._inbox.put(list(jobs))
 
     def close(self, *, kill: bool = False, wait: bool = True) -> None:
         """End once all jobs have ended, or with ``kill`` now; harmless twice."""
@@ -140,16 +177,30 @@ class Dispatcher:
             self._thread.join()
 
     def _serve(self) -> None:
-        while not self._finished():
-            self._handle(self._inbox.get())
-            while not self._inbox.empty():
+        try:
+            while not self._finished():
                 self._handle(self._inbox.get())
-            self._feed()
-        kill = self._closing is not None and self._closing.kill
-        for number in list(self._slots):
-            self._node.close_slot(number, kill=kill)
+                while not self._inbox.empty():
+                    self._handle(self._inbox.get())
+                self._feed()
+            kill = self._closing is not None and self._closing.kill
+            for number in list(self._slots):
+                self._node.close_slot(number, kill=kill)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Tell the end of everything that is left: no caller waits for ever, whatever broke."""
+        with self._door:
+            self._over = True
+        while not self._inbox.empty():
+            event = self._inbox.get()
+            if isinstance(event, list):
+                self._fresh.extend(event)
         self._end_all("the executor was shut down before it ended")
         self.started.set()
+        if self._own_node:
+            self._node.close()
 
     def _finished(self) -> bool:
         if self._closing is None:

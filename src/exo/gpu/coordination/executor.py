@@ -113,25 +113,21 @@ class GPUExecutor(Executor):
             import_path=tuple(sys.path),
             initializer=dump((initializer, initargs), "the initializer") if initializer else None,
         )
-        self._own_node = LocalNode() if node is None else None
-        try:
-            self._dispatcher = Dispatcher(
-                node or self._own_node or LocalNode(),
-                request,
-                setup=setup,
-                slots=slots,
-                max_attempts=max_attempts,
-            )
-        except BaseException:
-            if self._own_node is not None:
-                self._own_node.close()
-            raise
+        self._dispatcher = Dispatcher(
+            node or LocalNode(),
+            request,
+            setup=setup,
+            slots=slots,
+            max_attempts=max_attempts,
+            own_node=node is None,
+        )
         self._items = itertools.count()
         self._functions = itertools.count()
         self._pending: weakref.WeakSet[GPUFuture[Any]] = weakref.WeakSet()
         self._closed = False
-        self._at_exit = _closer(weakref.ref(self))
-        atexit.register(self._at_exit)
+        # Forgotten or at the program's end: what was submitted is done, then the workers end.
+        weakref.finalize(self, _let_go, self._dispatcher).atexit = False
+        atexit.register(self._dispatcher.close)
         used = ", ".join(device.device_id for device in self.devices)
         for refusal in self.left_out:
             # That the host rests beside a GPU is no surprise; that a card does is.
@@ -232,13 +228,11 @@ class GPUExecutor(Executor):
         With ``cancel_futures`` what has not begun is cancelled. Harmless twice.
         """
         self._closed = True
-        atexit.unregister(self._at_exit)
+        atexit.unregister(self._dispatcher.close)
         if cancel_futures:
             for future in list(self._pending):
                 future.cancel()
         self._dispatcher.close(wait=wait)
-        if wait and self._own_node is not None:
-            self._own_node.close()
 
     def __exit__(
         self,
@@ -304,13 +298,9 @@ class GPUExecutor(Executor):
         return futures
 
 
-def _closer(reference: weakref.ref[GPUExecutor]) -> Callable[[], None]:
-    def close() -> None:
-        executor = reference()
-        if executor is not None:
-            executor.shutdown()
-
-    return close
+def _let_go(dispatcher: Dispatcher) -> None:
+    atexit.unregister(dispatcher.close)
+    dispatcher.close(wait=False)
 
 
 def _settler(future: GPUFuture[Any]) -> Callable[[Outcome, Job], None]:

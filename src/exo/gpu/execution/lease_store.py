@@ -27,7 +27,7 @@ SCHEMA = "CREATE TABLE IF NOT EXISTS leases (lease_id TEXT PRIMARY KEY, record T
 Answer = TypeVar("Answer")
 
 
-class Grant(msgspec.Struct, Generic[Answer]):
+class Taken(msgspec.Struct, Generic[Answer]):
     """What was decided, and the leases that were taken with it."""
 
     answer: Answer
@@ -85,7 +85,7 @@ class LeaseStore:
 
     def take(
         self, decide: Callable[[tuple[Lease, ...]], tuple[Answer, Sequence[Lease]]]
-    ) -> Grant[Answer]:
+    ) -> Taken[Answer]:
         """Read the ledger, decide and write the new leases as one indivisible step.
 
         ``decide`` gets the live leases and returns its answer with the leases to take (their
@@ -107,7 +107,7 @@ class LeaseStore:
                 os.close(lease.lock_fd)
                 self._lock_path(lease.lease.lease_id).unlink(missing_ok=True)
             raise
-        return Grant(answer, tuple(held))
+        return Taken(answer, tuple(held))
 
     def _lock_path(self, lease_id: str) -> Path:
         return self._locks / lease_id

@@ -56,6 +56,10 @@ class Node(Protocol):
         """End a slot and release its lease; with ``kill`` without waiting for its work."""
         ...
 
+    def close(self) -> None:
+        """End all slots, at once, and let go of all leases; harmless twice."""
+        ...
+
     def environment(self, device_ids: tuple[str, ...]) -> dict[str, str | None]:
         """The variables that pin a process to these devices and hide all others."""
         ...
