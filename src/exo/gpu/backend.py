@@ -73,11 +73,14 @@ class PinningAbility(Protocol):
     A value of None means: remove the variable.
     """
 
-    def pinning(self, device: GPUDevice, inherited: Mapping[str, str]) -> dict[str, str | None]:
-        """Variables that leave a process exactly this device among those of this backend.
+    def pinning(
+        self, devices: Sequence[GPUDevice], inherited: Mapping[str, str]
+    ) -> dict[str, str | None]:
+        """Variables that leave a process exactly these devices among those of this backend.
 
         Raises:
-            BackendError: when a restriction in ``inherited`` excludes the device.
+            BackendError: when a restriction in ``inherited`` excludes one, or when this vendor's
+                variables cannot name several.
 
         """
         ...
@@ -119,6 +122,8 @@ class GPUBackend(ABC):
     def __init__(self) -> None:
         """Nothing is opened yet."""
         self._devices: dict[str, GPUDevice] = {}
+        self.remark: str = ""
+        """What the last :meth:`find` left out and why, for people; empty when nothing."""
 
     @abstractmethod
     def find(self) -> list[GPUDevice]:
@@ -199,7 +204,7 @@ class GPUBackend(ABC):
             "total_bytes": metrics.memory_total_bytes,
             "used_bytes": metrics.memory_used_bytes,
             "available_bytes": metrics.memory_free_bytes,
-            "reserved_bytes": None,
+            "reserved_bytes": metrics.memory_reserved_bytes,
         }
 
     async def get_device_temperature(self, device_id: str) -> float | None:

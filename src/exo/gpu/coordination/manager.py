@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from anyio import lowlevel
@@ -19,12 +18,7 @@ from exo.gpu.telemetry.health import assess
 from exo.gpu.telemetry.pulse import PulseBoard
 from exo.gpu.telemetry_protocol import Heartbeat
 from exo.gpu.vocabulary.device import DeviceCapabilities, GPUDevice
-from exo.gpu.vocabulary.errors import (
-    DuplicateDevice,
-    InvalidValue,
-    ManagerClosed,
-    NoSuchDevice,
-)
+from exo.gpu.vocabulary.errors import DuplicateDevice, InvalidValue, ManagerClosed, NoSuchDevice
 from exo.gpu.vocabulary.metrics import GPUMetrics
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.snapshot import STALE_AFTER_SECONDS, DeviceState, Health, Snapshot
@@ -78,27 +72,21 @@ class GPUClusteringManager:
         self._require_open()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.shutdown()
 
     def register_device(self, device: GPUDevice) -> None:
         """Add a device; adding the same facts again is harmless.
 
         Raises:
-            DuplicateDevice: for an id registered with other facts (unregister it first), or for a
-                piece of hardware registered under another id.
+            DuplicateDevice: for an id registered with other facts, or a card under another id.
             InvalidValue: for anything that is no GPUDevice.
 
         """
-        if not isinstance(device, GPUDevice):
-            raise InvalidValue("device", device, "a GPUDevice")
         with self._lock:
             self._require_open()
+            if not isinstance(device, GPUDevice):
+                raise InvalidValue("device", device, "a GPUDevice")
             known = self._devices.get(device.device_id)
             if known == device:
                 return
@@ -149,7 +137,8 @@ class GPUClusteringManager:
         """
         device = self.get_device(device_id)
         if device is None:
-            raise NoSuchDevice(f"{device_id!r} is not registered ({self._known()})")
+            here = ", ".join(self._devices) or "none"
+            raise NoSuchDevice(f"{device_id!r} is not registered (here: {here})")
         return DeviceCapabilities.of(device)
 
     async def record_metrics(self, metrics: GPUMetrics) -> None:
@@ -161,9 +150,9 @@ class GPUClusteringManager:
             InvalidValue: for anything that is no GPUMetrics.
 
         """
+        self._require_open()
         if not isinstance(metrics, GPUMetrics):
             raise InvalidValue("metrics", metrics, "a GPUMetrics")
-        self._require_open()
         await lowlevel.checkpoint()
         with self._lock:
             self._require_open()
@@ -182,9 +171,9 @@ class GPUClusteringManager:
             InvalidValue: for anything that is no Heartbeat.
 
         """
+        self._require_open()
         if not isinstance(heartbeat, Heartbeat):
             raise InvalidValue("heartbeat", heartbeat, "a Heartbeat")
-        self._require_open()
         await lowlevel.checkpoint()
         with self._lock:
             self._require_open()
@@ -227,8 +216,12 @@ class GPUClusteringManager:
             InvalidValue: for a negative ``min_memory_bytes``.
 
         """
+        snapshot = self.snapshot()
         check_whole("min_memory_bytes", min_memory_bytes)
-        decision = select(self.snapshot(), Request(memory_bytes=min_memory_bytes or None))
+        # Whoever registered a device wants it considered: a lower class serves where no better can.
+        decision = select(
+            snapshot, Request(memory_bytes=min_memory_bytes or None, all_devices=True)
+        )
         return decision.chosen[0] if decision.chosen else None
 
     def distribute_workload(
@@ -289,9 +282,6 @@ class GPUClusteringManager:
     def _require_open(self) -> None:
         if self._closed:
             raise ManagerClosed("this GPUClusteringManager was shut down; make a new one")
-
-    def _known(self) -> str:
-        return f"here: {', '.join(self._devices) or 'none'}"
 
     def _is_registered(self, device_id: str) -> bool:
         if device_id in self._devices:

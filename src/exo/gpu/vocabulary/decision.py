@@ -35,6 +35,10 @@ class Refusal(WireValue, frozen=True, kw_only=True):
     rule: str
     reason: str
     permanent: bool
+    total_bytes: int | None = None
+    """Where memory is the matter: what the device holds in all."""
+    free_bytes: int | None = None
+    """Where memory is the matter: what was left of it at the moment."""
 
 
 class Decision(WireValue, frozen=True, kw_only=True):
@@ -48,9 +52,13 @@ class Decision(WireValue, frozen=True, kw_only=True):
     left_out: tuple[Refusal, ...] = ()
     """Devices that would do, but that the class and runtime rules leave out."""
     table_version: int = 0
+    never_reason: str = ""
+    """Why no wait helps although single devices would do: too few of one class and runtime."""
 
     @property
     def never(self) -> bool:
         """True when no device here can ever satisfy the request."""
+        if self.never_reason and not self.chosen:
+            return True
         possible = sum(not refusal.permanent for refusal in self.refusals) + len(self.ranking)
         return not self.chosen and possible < self.request.count

@@ -58,6 +58,9 @@ _KINDS: dict[str, tuple[str, DeviceType]] = {
     "cpu": ("cpu", DeviceType.CPU),
 }
 
+RUNTIMES = tuple(dict.fromkeys(runtime for runtime, _ in _KINDS.values()))
+"""What a program can be built for: it runs on the devices of one runtime."""
+
 
 class GPUDevice(WireValue, frozen=True):
     """One schedulable accelerator, as its backend found it. Unknown facts are None.

@@ -4,7 +4,8 @@
 
     ExoGpuError
     ├── InvalidValue (ValueError)           a value that cannot be: names the field and the value
-    │   └── UnknownName                     a name nobody knows, with the near spelling
+    │   ├── UnknownName                     a name nobody knows, with the near spelling
+    │   └── DuplicateDevice                 a device named or registered twice
     ├── NoSuchDevice (LookupError)          an id that is not registered here
     ├── ManagerClosed (RuntimeError)        a call after shutdown()
     ├── NoDevice (RuntimeError)             the answer to a request is "no"; carries the decision
@@ -15,6 +16,7 @@
     │   ├── AbilityMissing                  this backend does not offer that
     │   ├── OutOfDeviceMemory (MemoryError) the device or its pool holds no more
     │   ├── InvalidHandle                   freed twice, or of another backend
+    │   ├── ReadingMissing                  one value that the driver does not give now
     │   └── DeviceLost                      the device is gone until it is reset
     ├── ProtocolError (ValueError)          bytes that are no message of ours
     │   └── UnsupportedVersion              a message of another major version
@@ -32,8 +34,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from exo.gpu.vocabulary.decision import Decision
 
 
 class ExoGpuError(Exception):
@@ -68,6 +68,10 @@ class UnknownName(InvalidValue):
         super().__init__(field, value, expected)
 
 
+class DuplicateDevice(InvalidValue):
+    """A device that is named twice, or that is registered already with other facts."""
+
+
 class NoSuchDevice(ExoGpuError, LookupError):
     """A device id that is not known here."""
 
@@ -77,9 +81,12 @@ class ManagerClosed(ExoGpuError, RuntimeError):
 
 
 class NoDevice(ExoGpuError, RuntimeError):
-    """A request was answered with "no"; ``decision`` holds every refusal with its reason."""
+    """A request was answered with "no"; ``decision`` holds every refusal with its reason.
 
-    def __init__(self, message: str, decision: Decision | None = None) -> None:
+    It is a ``Decision`` of ``vocabulary.decision``, whose words stand above this file.
+    """
+
+    def __init__(self, message: str, decision: object = None) -> None:
         super().__init__(message)
         self.decision = decision
 
@@ -119,6 +126,10 @@ class OutOfDeviceMemory(BackendError, MemoryError):
 
 class InvalidHandle(BackendError):
     """A memory handle that was freed before, or that another backend made."""
+
+
+class ReadingMissing(BackendError):
+    """One value that the driver does not give at the moment; the message is the reason."""
 
 
 class DeviceLost(BackendError):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from exo.gpu.vocabulary.errors import InvalidValue
 from exo.gpu.vocabulary.messages import WireValue
-from exo.gpu.vocabulary.units import check_number, check_text
+from exo.gpu.vocabulary.units import check_number, check_text, check_whole
 
-READINGS = (
+READINGS: tuple[str, ...] = (
     "memory_used_bytes",
     "memory_total_bytes",
     "compute_utilization_percent",
@@ -43,17 +43,20 @@ class GPUMetrics(WireValue, frozen=True):
     missing_reasons: dict[str, str] = {}  # msgspec copies an empty default for each value
     sleeping: bool = False
     """True when the device is powered down and was deliberately not woken."""
+    memory_reserved_bytes: int | None = None
+    """Kept back by the driver itself, counted neither as used nor as free; None: not told."""
 
     def __post_init__(self) -> None:
         """Check every reading."""
         check_text("device_id", self.device_id)
         check_number("timestamp", self.timestamp)
         used, total = self.memory_used_bytes, self.memory_total_bytes
-        check_number("memory_used_bytes", used, low=0, optional=True)
-        check_number("memory_total_bytes", total, low=0, optional=True)
+        check_whole("memory_used_bytes", used, optional=True)
+        check_whole("memory_total_bytes", total, optional=True)
         if used is not None and total is not None and used > total:
             expected = f"at most memory_total_bytes ({total!r})"
             raise InvalidValue("memory_used_bytes", used, expected)
+        check_whole("memory_reserved_bytes", self.memory_reserved_bytes, optional=True)
         percent = self.compute_utilization_percent
         check_number("compute_utilization_percent", percent, low=0, high=100, optional=True)
         check_number("power_watts", self.power_watts, low=0, optional=True)
@@ -63,7 +66,8 @@ class GPUMetrics(WireValue, frozen=True):
 
     @property
     def memory_free_bytes(self) -> int | None:
-        """Total less used, or None where either is unknown."""
+        """Total less used and less reserved, or None where total or used is unknown."""
         if self.memory_used_bytes is None or self.memory_total_bytes is None:
             return None
-        return self.memory_total_bytes - self.memory_used_bytes
+        reserved = self.memory_reserved_bytes or 0
+        return max(0, self.memory_total_bytes - self.memory_used_bytes - reserved)

@@ -10,6 +10,9 @@ from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.metrics import GPUMetrics
 
+STALE_AFTER_SECONDS = 30.0
+"""Age from which a sample says nothing about now; three cadences where those are longer."""
+
 
 class Health(StrEnum):
     """Whether a device can be relied on."""
@@ -41,6 +44,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     devices: tuple[DeviceState, ...]
     version: int = 0
+    stale_after_seconds: float = STALE_AFTER_SECONDS
 
     def pool_leases(self, pool: str) -> tuple[Lease, ...]:
         """All live leases whose memory comes out of ``pool``, whichever device they are on."""

@@ -1,0 +1,162 @@
+"""Why the answer is what it is: a decision in words, for people."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from exo.gpu.vocabulary.decision import Decision, Refusal, Score, ScoreTerm
+from exo.gpu.vocabulary.request import Request
+from exo.gpu.vocabulary.snapshot import Snapshot
+from exo.gpu.vocabulary.units import format_size
+
+WIDTH = 80
+# One line for an error: a reader compares three reasons at a glance, not thirty.
+_REASONS_SHOWN = 3
+# The order of the rules that can never change, as the filters apply them.
+_PERMANENT_RULES = ("device", "class", "runtime", "memory")
+
+
+def explain(decision: Decision, snapshot: Snapshot) -> str:
+    """Text of at most 80 columns: the request, every score term and refusal, what was left out."""
+    names = {state.device.device_id: state.device.name for state in snapshot.devices}
+    kinds = {
+        state.device.device_id: f"{state.device.device_class}, {state.device.runtime}"
+        for state in snapshot.devices
+    }
+    lines = _wrapped("Request: ", _request_words(decision.request))
+    if decision.chosen:
+        chosen = ", ".join(
+            f"{device_id} ({names.get(device_id, '?')})" for device_id in decision.chosen
+        )
+        lines += _wrapped("Chosen:  ", chosen)
+    else:
+        lines += _wrapped("Chosen:  ", f"none; {refusal_message(decision)}")
+    if decision.ranking:
+        lines += ["", "Eligible, best first:"]
+        for place, score in enumerate(decision.ranking, start=1):
+            lines += _score_lines(place, score, kinds.get(score.device_id, "?"))
+    lines += _refusal_lines("Left out:", decision.left_out)
+    lines += _refusal_lines("Refused:", decision.refusals)
+    return "\n".join(lines)
+
+
+def refusal_message(decision: Decision) -> str:
+    """One line that says why nothing was chosen, for an error; empty where something was.
+
+    It begins with ``no device`` or a count where no wait helps, and with ``not now`` where one may.
+    """
+    if decision.chosen:
+        return ""
+    if not decision.refusals and not decision.ranking:
+        return "no device was found here"
+    if not decision.never:
+        return _not_now_message(decision)
+    unknown = [one.reason for one in decision.refusals if one.reason.startswith("no device here")]
+    if unknown:
+        return "; ".join(unknown)
+    if decision.never_reason:
+        return decision.never_reason
+    return _never_message(decision)
+
+
+def _never_message(decision: Decision) -> str:
+    """Built on the rule that the refused devices failed last, the closest to a yes."""
+    refusals = [one for one in decision.refusals if one.permanent]
+    rule = max((one.rule for one in refusals), key=_closeness)
+    closest = [one for one in refusals if one.rule == rule]
+    request = decision.request
+    if rule == "memory":
+        kind = " ".join(filter(None, (request.device_class, request.runtime)))
+        where = "none of the devices named" if request.devices else f"no {kind} device here"
+        asked = format_size(request.memory_bytes)
+        return f"{' '.join(where.split())} can hold {asked}: {_largest(closest)}"
+    if rule == "runtime":
+        return f"no device here belongs to runtime {request.runtime!r}: {_joined(closest)}"
+    if rule == "class":
+        return f"no device here is of class {request.device_class}: {_joined(closest)}"
+    return f"no device here will do: {_joined(closest)}"
+
+
+def _closeness(rule: str) -> int:
+    known = rule in _PERMANENT_RULES
+    return _PERMANENT_RULES.index(rule) if known else len(_PERMANENT_RULES)
+
+
+def _largest(refusals: Sequence[Refusal]) -> str:
+    known = [one for one in refusals if one.total_bytes is not None]
+    if not known:
+        return _joined(refusals)
+    largest = max(known, key=lambda one: one.total_bytes or 0)
+    return f"the largest is {largest.device_id} with {format_size(largest.total_bytes)}"
+
+
+def _not_now_message(decision: Decision) -> str:
+    waiting = [one for one in decision.refusals if not one.permanent]
+    count = decision.request.count
+    asked = f"{count} devices are asked for; " if count > 1 else ""
+    return f"not now: {asked}{_joined(waiting)}"
+
+
+def _joined(refusals: Sequence[Refusal]) -> str:
+    shown = "; ".join(f"{one.device_id} {one.reason}" for one in refusals[:_REASONS_SHOWN])
+    more = len(refusals) - _REASONS_SHOWN
+    return f"{shown}; and {more} more" if more > 0 else shown
+
+
+def _request_words(request: Request) -> str:
+    memory = "memory not declared" if request.memory_bytes is None else "memory "
+    parts = [memory if request.memory_bytes is None else memory + format_size(request.memory_bytes)]
+    parts.append("1 device" if request.count == 1 else f"{request.count} devices")
+    if request.exclusive:
+        parts.append("alone on it")
+    if request.devices:
+        parts.append(f"only {', '.join(request.devices)}")
+    if request.device_class:
+        parts.append(f"class {request.device_class}")
+    if request.runtime:
+        parts.append(f"runtime {request.runtime}")
+    if request.all_devices:
+        parts.append("every class and runtime")
+    return ", ".join(parts)
+
+
+def _score_lines(place: int, score: Score, kind: str) -> list[str]:
+    lines = _wrapped(f"  {place}. ", f"{score.device_id} ({kind}): score {score.total:.3f}")
+    for term in score.terms:
+        lines += _wrapped("     ", _term_words(term), hanging=14)
+    for note in score.notes:
+        lines += _wrapped("     ", note, hanging=7)
+    return lines
+
+
+def _term_words(term: ScoreTerm) -> str:
+    name = f"{term.name:<8}"
+    note = f"  {term.note}" if term.note else ""
+    if term.value is None:
+        return f"{name} -{note}"
+    if term.name == "heat":
+        return f"{name} times {term.value:.3f}{note}"
+    contribution = term.value * term.weight
+    return f"{name} {term.value:.3f} x {term.weight:.2f} = {contribution:.3f}{note}"
+
+
+def _refusal_lines(title: str, refusals: Iterable[Refusal]) -> list[str]:
+    lines: list[str] = []
+    for one in refusals:
+        when = "never" if one.permanent else "not now"
+        label = one.rule if title.startswith("Left") else f"{one.rule}, {when}"
+        lines += _wrapped("  ", f"{one.device_id} [{label}] {one.reason}", hanging=6)
+    return ["", title, *lines] if lines else []
+
+
+def _wrapped(lead: str, text: str, hanging: int | None = None) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width=WIDTH,
+        initial_indent=lead,
+        subsequent_indent=" " * (len(lead) if hanging is None else hanging),
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
