@@ -130,9 +130,9 @@ def test_devices_of_two_backends_cannot_share_one_process(tmp_path):
     one = FakeBackend({"devices": [entry("cuda:0")]})
     two = FakeBackend({"devices": [entry("cuda:1", backend="other")]})
     two.name = "other"
-    with LocalNode(service=GPUDiscoveryService(backends={"fake": one, "other": two})) as node:
-        with pytest.raises(BackendError, match="cuda:0.*cuda:1"):
-            node.environment(("cuda:0", "cuda:1"))
+    service = GPUDiscoveryService(backends={"fake": one, "other": two})
+    with LocalNode(service=service) as node, pytest.raises(BackendError, match=r"cuda:0.*cuda:1"):
+        node.environment(("cuda:0", "cuda:1"))
 
 
 def test_where_the_leases_are_is_said(box, state_folder):

@@ -278,7 +278,7 @@ class Dispatcher:
     def _slot_failed(self, event: SlotFailed) -> None:
         device = self._devices[event.slot_id]
         self._problem = f"{device.device_id}: {event.reason}"
-        logger.warning("a slot of %s is given up: %s", device.device_id, event.reason)
+        logger.warning("a slot of %s is given up", device.device_id)
         self._scheduler.close_slot(event.slot_id)
         self._scheduler.give_back(event.unfinished)
         self._slots.pop(event.slot_id)

@@ -77,10 +77,10 @@ class NodeAgent:
             self._report = self._service.discover()
         return self._report
 
-    def snapshot(self) -> Snapshot:
-        """All devices now: samples, health and live leases."""
+    def snapshot(self, *, leases: bool = True) -> Snapshot:
+        """All devices now: samples, health and, unless unwanted, live leases."""
         self._sample()
-        return self._assemble(self._open_store().live())
+        return self._assemble(self._open_store().live() if leases else ())
 
     def acquire(self, request: Request) -> Grant:
         """Decide and take the leases as one step, while no other process can."""
@@ -141,19 +141,19 @@ class NodeAgent:
     def environment(self, device_ids: tuple[str, ...]) -> dict[str, str | None]:
         """The variables that pin a process to these devices of one backend."""
         devices = [self._device(device_id) for device_id in device_ids]
-        owners = {device.backend for device in devices}
-        if len(owners) > 1:
+        owners = [self._service.backend_of(device_id) for device_id in device_ids]
+        backend = owners[0]
+        if any(owner is not backend for owner in owners):
             names = ", ".join(f"{device.device_id} ({device.backend})" for device in devices)
             raise BackendError(f"one process cannot be pinned to devices of two kinds: {names}")
-        backend = self._service.backends[devices[0].backend]
         if not isinstance(backend, PinningAbility):
             raise AbilityMissing(f"the {devices[0].backend} backend cannot pin a process")
         hidden = [
             other.hiding()
-            for name, other in self._service.backends.items()
-            if name != devices[0].backend and isinstance(other, PinningAbility)
+            for other in self._service.backends.values()
+            if other is not backend and isinstance(other, PinningAbility)
         ]
-        return pinning_changes(backend.pinning(devices[0], self._environ), hidden, devices[0])
+        return pinning_changes(backend.pinning(devices, self._environ), hidden, devices[0])
 
     def close(self) -> None:
         """End all slots, at once, and let go of all leases; harmless twice."""
@@ -179,7 +179,7 @@ class NodeAgent:
     def _sample(self) -> None:
         readers: dict[str, Callable[[], Any]] = {}
         for device in self.inventory().devices:
-            backend = self._service.backends[device.backend]
+            backend = self._service.backend_of(device.device_id)
             age = self._collector.age_seconds(device.device_id)
             if isinstance(backend, TelemetryAbility) and (
                 age is None or age > SAMPLE_REUSE_SECONDS

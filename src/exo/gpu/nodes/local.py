@@ -47,9 +47,9 @@ class LocalNode:
         """Every device found, and what each backend said."""
         return self._agent.inventory()
 
-    def snapshot(self) -> Snapshot:
-        """All devices now: fresh samples, health and live leases."""
-        return self._agent.snapshot()
+    def snapshot(self, *, leases: bool = True) -> Snapshot:
+        """All devices now: fresh samples, health and, unless unwanted, live leases."""
+        return self._agent.snapshot(leases=leases)
 
     def acquire(self, request: Request) -> Grant:
         """Decide and take the leases as one step."""

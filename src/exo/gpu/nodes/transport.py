@@ -30,8 +30,8 @@ class Node(Protocol):
         """Every device found, and what each backend said."""
         ...
 
-    def snapshot(self) -> Snapshot:
-        """All devices now: fresh samples, health and live leases."""
+    def snapshot(self, *, leases: bool = True) -> Snapshot:
+        """All devices now: fresh samples, health and, unless unwanted, live leases."""
         ...
 
     def acquire(self, request: Request) -> Grant:

@@ -30,7 +30,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,7 +86,7 @@ class NoDevice(ExoGpuError, RuntimeError):
     It is a ``Decision`` of ``vocabulary.decision``, whose words stand above this file.
     """
 
-    def __init__(self, message: str, decision: object = None) -> None:
+    def __init__(self, message: str, decision: Any = None) -> None:
         super().__init__(message)
         self.decision = decision
 

@@ -1,0 +1,183 @@
+"""Linux DRM cards as sysfs shows them; the only reader of ``/sys/class/drm``."""
+
+from __future__ import annotations
+
+import errno
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from exo.gpu.vocabulary.errors import DeviceLost, ReadingMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Value = TypeVar("Value")
+
+SYSFS = Path("/sys/class/drm")
+
+# All ones is how drivers write "unknown"; no attribute read here comes near it.
+_LARGEST = 2**63 - 1
+
+_CARD = re.compile(r"card([0-9]+)")  # connectors are named card0-HDMI-A-1
+
+# Errors of sysfs reads that concern one attribute. ENODEV and ENXIO: the whole device is gone.
+_GONE = {errno.ENODEV, errno.ENXIO}
+_REASONS = {
+    errno.ENOENT: "the driver has no {name}",
+    errno.EACCES: "no permission to read {name}",
+    errno.EPERM: "no permission to read {name}",
+    errno.ENODATA: "the driver has no data for {name} at the moment",
+    errno.EBUSY: "the device was too busy to tell {name}",
+    errno.EOPNOTSUPP: "this device does not support {name}",
+}
+
+
+class Card:
+    """One DRM card. ``path`` is its folder, such as ``/sys/class/drm/card0``.
+
+    Attributes are named as seen from there: ``device/vendor``.
+    """
+
+    def __init__(self, path: Path, number: int) -> None:
+        self.path = path
+        self.number = number
+        lines = self._optional("device/uevent").splitlines()
+        self._event = dict(line.split("=", 1) for line in lines if "=" in line)
+
+    @property
+    def driver(self) -> str:
+        """Name of the kernel driver (``lspci -k``), such as amdgpu; empty when unbound."""
+        return self._event.get("DRIVER", "")
+
+    @property
+    def pci_id(self) -> str:
+        """Vendor and device in hexadecimal, such as ``1002:744c``; empty off the PCI bus."""
+        return self._event.get("PCI_ID", "").lower()
+
+    @property
+    def pci_address(self) -> str | None:
+        """Its place on the bus, such as ``0000:03:00.0``."""
+        return self._event.get("PCI_SLOT_NAME", "").lower() or None
+
+    @property
+    def sleeping(self) -> bool:
+        """True when powered down; reading most driver attributes would then wake it."""
+        return self._optional("device/power/runtime_status") in {"suspended", "suspending"}
+
+    def text(self, *names: str) -> str:
+        """The text of the first attribute that exists, without its newline.
+
+        Raises:
+            ReadingMissing: with the reason, when none can be read.
+            DeviceLost: when the device is gone.
+
+        """
+        reasons: list[str] = []
+        for name in names:
+            try:
+                return (self.path / name).read_text(errors="replace").strip()
+            except OSError as error:
+                if error.errno in _GONE:
+                    raise DeviceLost(f"{self.path}: {error.strerror}") from error
+                pattern = _REASONS.get(error.errno or 0, f"{{name}}: {error.strerror}")
+                reasons.append(pattern.format(name=name))
+        raise ReadingMissing(reasons[0])
+
+    def number_of(self, *names: str, low: int = 0, high: int = _LARGEST) -> int:
+        """The whole number in the first attribute that exists.
+
+        Raises:
+            ReadingMissing: with the reason, also for text that is no number within ``low..high``.
+            DeviceLost: when the device is gone.
+
+        """
+        text = self.text(*names)
+        try:
+            number = int(text)
+        except ValueError:
+            raise ReadingMissing(f"{names[0]} holds {text[:40]!r}, which is no number") from None
+        if not low <= number <= high:
+            raise ReadingMissing(f"{names[0]} holds {number}, which is no reading")
+        return number
+
+    def first_bytes(self, name: str, count: int) -> bytes:
+        """The first bytes of a binary attribute; empty when it cannot be read."""
+        try:
+            with (self.path / name).open("rb") as stream:
+                return stream.read(count)
+        except OSError:
+            return b""
+
+    def hwmon(self) -> str:
+        """Name of the folder with the card's sensors, as an attribute's is.
+
+        Raises:
+            ReadingMissing: when the card has none.
+
+        """
+        found = sorted((self.path / "device/hwmon").glob("hwmon*"))
+        if not found:
+            raise ReadingMissing("the driver shows no hwmon sensors")
+        return f"device/hwmon/{found[0].name}"
+
+    def labelled(self, kind: str, labels: Iterable[str]) -> str:
+        """Path of the sensor input of ``kind`` (temp, freq, ...) with the first known label.
+
+        Raises:
+            ReadingMissing: when no sensor of the kind bears one of the labels.
+
+        """
+        folder = self.hwmon()
+        by_label: dict[str, str] = {}
+        for path in sorted((self.path / folder).glob(f"{kind}*_label")):
+            name = f"{folder}/{path.name}"
+            by_label[self.text(name)] = name.removesuffix("_label") + "_input"
+        wanted = list(labels)
+        for label in wanted:
+            if label in by_label:
+                return by_label[label]
+        raise ReadingMissing(f"no {kind} sensor labelled {' or '.join(wanted)}")
+
+    def _optional(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text(errors="replace").strip()
+        except OSError:
+            return ""
+
+
+def cards(root: Path = SYSFS, *, vendor: str) -> list[Card]:
+    """The cards of a PCI vendor (four hexadecimal digits), in PCI order."""
+    found: list[Card] = []
+    for path in root.glob("card[0-9]*") if root.is_dir() else ():
+        match = _CARD.fullmatch(path.name)
+        if match:
+            card = Card(path, int(match[1]))
+            if card.pci_id.startswith(f"{vendor}:"):
+                found.append(card)
+    return sorted(found, key=lambda card: (card.pci_address or "", card.number))
+
+
+def gather(calls: dict[str, Callable[[], float]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values of the calls that gave one, and the reasons of those that did not.
+
+    Raises:
+        DeviceLost: when the device is gone.
+
+    """
+    values: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    for name, call in calls.items():
+        try:
+            values[name] = call()
+        except ReadingMissing as reason:
+            missing[name] = str(reason)
+    return values, missing
+
+
+def optional(call: Callable[[], Value]) -> Value | None:
+    """The value of a call, or None where the attribute is missing."""
+    try:
+        return call()
+    except ReadingMissing:
+        return None

@@ -1,0 +1,176 @@
+"""Intel: cards of the i915 and xe drivers, read from sysfs and hwmon."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exo.gpu.backend import GPUBackend
+from exo.gpu.backends import drm
+from exo.gpu.backends.support import support_level
+from exo.gpu.vocabulary.device import HOST_POOL, GPUDevice
+from exo.gpu.vocabulary.errors import BackendError, BackendUnavailable, ReadingMissing
+from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+INTEL = "8086"
+MASK = "ZE_AFFINITY_MASK"
+ORDER = "ZE_ENABLE_PCI_ID_DEVICE_ORDER"
+SELECTOR = "ONEAPI_DEVICE_SELECTOR"
+
+# Selectors that leave every Level Zero device.
+_UNSELECTIVE = {"", "*:*", "*:gpu", "level_zero:*", "level_zero:gpu"}
+
+# Far above any machine's number of devices; a mask that names no device leaves none.
+_NO_DEVICE = "999"
+
+# Of xe, then of i915; both in MHz.
+_CLOCKS = ("device/tile0/gt0/freq0/act_freq", "gt_act_freq_mhz")
+_LARGEST_CLOCKS = ("device/tile0/gt0/freq0/max_freq", "gt_max_freq_mhz")
+
+# Millidegrees Celsius of absolute zero.
+_LOWEST = -273_150
+
+# Intel's processors have their graphics at this place of the first bus.
+_INTEGRATED_PLACE = "0000:00:02.0"
+
+
+class LevelZeroBackend(GPUBackend):
+    """Intel GPUs on Linux. ``root`` is where the DRM cards lie."""
+
+    name = "level_zero"
+
+    def __init__(
+        self, *, environ: Mapping[str, str] | None = None, root: Path | str = drm.SYSFS
+    ) -> None:
+        super().__init__()
+        self._environ = environ
+        self._root = Path(root)
+        self._present: list[GPUDevice] = []
+        self._cards: dict[str, drm.Card] = {}
+
+    def find(self) -> list[GPUDevice]:
+        """Every i915 or xe card (``lspci -d 8086:``), less those hidden by the environment."""
+        cards = [
+            card for card in drm.cards(self._root, vendor=INTEL) if card.driver in {"i915", "xe"}
+        ]
+        if not cards:
+            raise BackendUnavailable(
+                f"no card of the i915 or xe driver under {self._root}",
+                "load the driver: modprobe xe or i915; in a container, mount /sys",
+            )
+        self._present = [self._describe(index, card) for index, card in enumerate(cards)]
+        self._cards = {
+            device.device_id: card for device, card in zip(self._present, cards, strict=True)
+        }
+        environ = os.environ if self._environ is None else self._environ
+        kept = _entries(environ, len(cards))
+        found = [device for place, device in enumerate(self._present) if kept.get(place)]
+        hidden = len(cards) - len(found)
+        named = " and ".join(
+            f"{name}={environ[name]!r}" for name in (MASK, SELECTOR) if name in environ
+        )
+        self.remark = f"{named} hides {hidden} of {len(cards)} cards" if hidden else ""
+        self._devices = {device.device_id: device for device in found}
+        return found
+
+    def read(self, device_id: str) -> GPUMetrics:
+        """All readings of one card; a sleeping card is not woken.
+
+        Raises:
+            DeviceLost: when the card is gone.
+            BackendError: when it gave nothing at all.
+
+        """
+        self.require(device_id)
+        card = self._cards[device_id]
+        if card.sleeping:
+            missing = dict.fromkeys(READINGS, "the card sleeps and was not woken")
+            return GPUMetrics(device_id, time.time(), missing_reasons=missing, sleeping=True)
+        calls: dict[str, Callable[[], Any]] = {
+            # hwmon speaks microwatts and millidegrees.
+            "power_watts": lambda: card.number_of(f"{card.hwmon()}/power1_input") / 1e6,
+            "temperature_celsius": lambda: _millidegrees(card) / 1e3,
+            "clock_rate_mhz": lambda: card.number_of(*_CLOCKS),
+        }
+        values, missing = drm.gather(calls)
+        if not values:
+            raise BackendError(f"{device_id} gave no reading: {missing['clock_rate_mhz']}")
+        # The query of used memory answers "0" or "all free" to users without CAP_PERFMON.
+        memory = "Intel's drivers tell memory to privileged programs only"
+        missing["memory_used_bytes"] = missing["memory_total_bytes"] = memory
+        missing["compute_utilization_percent"] = "Intel's drivers show no busy share in sysfs"
+        return GPUMetrics(device_id, time.time(), **values, missing_reasons=missing)
+
+    def pinning(
+        self, devices: Sequence[GPUDevice], inherited: Mapping[str, str]
+    ) -> dict[str, str | None]:
+        """ZE_AFFINITY_MASK with indices in PCI order; an inherited choice of tiles is kept.
+
+        Raises:
+            BackendError: when the environment excludes a device.
+
+        """
+        kept = [entry for device in devices for entry in self._entries_of(device, inherited)]
+        return {MASK: ",".join(kept), ORDER: "1", SELECTOR: None}
+
+    def _entries_of(self, device: GPUDevice, inherited: Mapping[str, str]) -> Sequence[str]:
+        names = [known.hardware_id for known in self._present]
+        if device.hardware_id not in names:
+            raise BackendError(f"{device.device_id} is not among the Intel cards found here")
+        kept = _entries(inherited, len(names)).get(names.index(device.hardware_id))
+        if not kept:
+            raise BackendError(f"{device.device_id} is hidden by {MASK} or {SELECTOR}")
+        return kept
+
+    def hiding(self) -> dict[str, str | None]:
+        """A mask that names no device."""
+        return {MASK: _NO_DEVICE}
+
+    def _describe(self, index: int, card: drm.Card) -> GPUDevice:
+        clock = None if card.sleeping else drm.optional(lambda: card.number_of(*_LARGEST_CLOCKS))
+        return GPUDevice(
+            device_id=f"level_zero:{index}",
+            name=f"Intel GPU [{card.pci_id}]",
+            vendor="Intel",
+            backend=self.name,
+            clock_rate_mhz=clock,
+            support_level=support_level(self.name),
+            driver_version=card.driver,
+            hardware_id=card.pci_address or "",
+            pci_address=card.pci_address,
+            memory_pool=HOST_POOL if card.pci_address == _INTEGRATED_PLACE else "",
+        )
+
+
+def _entries(environ: Mapping[str, str], count: int) -> dict[int, list[str]]:
+    """Entries of the inherited mask ("1", or "1.0" for a tile) by device, in PCI order.
+
+    Without PCI order the indices of several devices cannot be matched, and none is kept; nor
+    is any under a selector, which counts what a mask leaves and so cannot stand beside ours.
+    """
+    if environ.get(SELECTOR, "*:*") not in _UNSELECTIVE:
+        return {}
+    mask = environ.get(MASK)
+    if not mask:
+        return {place: [str(place)] for place in range(count)}
+    if count > 1 and environ.get(ORDER) != "1":
+        return {}
+    kept: dict[int, list[str]] = {}
+    for entry in (part.strip() for part in mask.split(",")):
+        place = entry.partition(".")[0]
+        if place.isascii() and place.isdigit() and int(place) < count:
+            kept.setdefault(int(place), []).append(entry)
+    return kept
+
+
+def _millidegrees(card: drm.Card) -> int:
+    """The package's temperature (xe), or the one sensor that i915 has."""
+    try:
+        return card.number_of(card.labelled("temp", ["pkg"]), low=_LOWEST)
+    except ReadingMissing:
+        return card.number_of(f"{card.hwmon()}/temp1_input", low=_LOWEST)

@@ -1,0 +1,1 @@
+"""The command ``exo-gpu``, for people; what it prints for programs is JSON."""

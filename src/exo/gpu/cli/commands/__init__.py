@@ -1,0 +1,1 @@
+"""One file for each command of ``exo-gpu``; each is loaded only when it is called."""

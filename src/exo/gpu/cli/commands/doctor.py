@@ -1,0 +1,144 @@
+"""``exo-gpu doctor``: what was found, why the rest was not, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from exo.gpu.cli.context import print_json
+
+if TYPE_CHECKING:
+    from exo.gpu.discovery import DiscoveryReport
+    from exo.gpu.nodes.local import LocalNode
+
+
+@click.command(epilog="Exit status: 0, also where backends are missing; 1 without even a host.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+def command(as_json: bool) -> int:
+    """Say per backend what was found, or why not and what to install.
+
+    Also: where leases are kept and who shares them, which extras are installed, and which
+    inherited variables restrict what can be seen.
+    """
+    from exo.gpu.nodes.local import LocalNode
+
+    with LocalNode() as node:
+        report = node.inventory()
+        findings = _examine(node, report)
+    if as_json:
+        print_json(findings)
+    else:
+        from exo.gpu.cli.render import doctor_report
+
+        click.echo(doctor_report(findings))
+    return int(not any(device.device_class.value == "host" for device in report.devices))
+
+
+def _examine(node: LocalNode, report: DiscoveryReport) -> dict[str, Any]:
+    from exo.gpu import __version__
+
+    return {
+        "exo_gpu": __version__,
+        "python": sys.version.split()[0],
+        "python_path": sys.executable,
+        "backends": _backends(report),
+        "software_drivers": [
+            {"device_id": device.device_id, "name": device.name, "manifest": device.driver_manifest}
+            for device in report.devices
+            if device.device_class.value == "software"
+        ],
+        "lease_store": _lease_store(node),
+        "extras": _extras(),
+        **_variables(node, report),
+    }
+
+
+def _backends(report: DiscoveryReport) -> list[dict[str, Any]]:
+    from exo.gpu.backends.support import shown
+
+    return [
+        {
+            "backend": finding.backend,
+            "devices": {device.device_id: device.name for device in finding.devices},
+            "reason": finding.reason,
+            "hint": finding.hint,
+            "seconds": finding.seconds,
+            "support": shown(finding.backend),
+        }
+        for finding in report.findings
+    ]
+
+
+def _lease_store(node: LocalNode) -> dict[str, Any]:
+    from exo.gpu.vocabulary.errors import StoreError
+
+    place = node.store_place
+    problem = None
+    try:
+        node.snapshot()
+    except StoreError as error:
+        problem = str(error)
+    return {
+        "path": str(place.path),
+        "shared_by": place.shared_by,
+        "reason": place.reason,
+        "problem": problem,
+    }
+
+
+def _extras() -> list[dict[str, Any]] | None:
+    """Each optional extra, and which of its distributions are missing; None where not known."""
+    import re
+    from importlib.metadata import PackageNotFoundError, requires, version
+
+    try:
+        requirements = requires("exo-gpu") or []
+    except PackageNotFoundError:
+        return None
+    missing: dict[str, list[str]] = {}
+    for requirement in requirements:
+        match = re.match(r"([\w.-]+).*;.*\bextra\s*==\s*['\"]([\w.-]+)['\"]", requirement)
+        if match is None or match[1] == "exo-gpu":
+            continue
+        absent = missing.setdefault(match[2], [])
+        try:
+            version(match[1])
+        except PackageNotFoundError:
+            absent.append(match[1])
+    return [
+        {"extra": extra, "missing": absent, "install": f"pip install 'exo-gpu[{extra}]'"}
+        for extra, absent in sorted(missing.items())
+    ]
+
+
+def _variables(node: LocalNode, report: DiscoveryReport) -> dict[str, Any]:
+    """The inherited variables that restrict or pin, and what about them is ambiguous."""
+    from exo.gpu.vocabulary.errors import BackendError
+
+    inherited: dict[str, str] = {}
+    warnings: list[str] = []
+    for device in report.devices:
+        try:
+            changes = node.environment((device.device_id,))
+        except BackendError as error:
+            warnings.append(f"{device.device_id} cannot be pinned: {error}")
+            continue
+        for name, value in changes.items():
+            if name not in os.environ:
+                continue
+            inherited[name] = os.environ[name]
+            if value is None:
+                warnings.append(
+                    f"{name}={os.environ[name]} is also obeyed on {device.device_id}, where it "
+                    "combines with the others; what exo-gpu starts there does not get it"
+                )
+    for name, value in inherited.items():
+        if value and all(part.strip().isdigit() for part in value.split(",")):
+            warnings.append(
+                f"{name}={value} counts devices, and programs count in different orders; "
+                "name devices by their hardware ids (exo-gpu select --format uuid)"
+            )
+    return {"variables": inherited, "warnings": list(dict.fromkeys(warnings))}

@@ -1,0 +1,177 @@
+"""``exo-gpu map``: a shell command for every item, spread over the devices."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from exo.gpu.cli.context import left_out_line, make_request, request_options
+from exo.gpu.cli.main import complain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from exo.gpu.coordination.commands import CommandDone
+
+ITEMS_FOLLOW = ":::"
+PLACE = "{}"
+
+# As GNU parallel: the status is the number of failed items, up to here; one more means "more".
+MOST_COUNTED = 100
+
+# Outputs that wait for their turn under --keep-order stay in memory up to here, then on disk.
+SPOOL_BYTES = 16 * 2**20
+
+READ_BYTES = 65536  # what a pipe holds on Linux
+
+
+@click.command(
+    context_settings={"allow_interspersed_args": False},
+    epilog="Exit status, as GNU parallel's: the number of failed items up to 100; 101 for more; "
+    "255 usage or our own failure. Two answers to the request come before any item starts: "
+    "69 no device here can ever satisfy this; 75 not now.",
+)
+@request_options
+@click.option(
+    "--slots", type=click.IntRange(min=1), metavar="N", help="How many items a device has at once."
+)
+@click.option("-k", "--keep-order", is_flag=True, help="Print in the order of the items.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line for each item.")
+@click.argument("words", metavar="TEMPLATE [::: ITEM...]", nargs=-1, type=click.UNPROCESSED)
+def command(
+    words: tuple[str, ...],
+    slots: int | None,
+    keep_order: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Run a command for every item, spread over the devices.
+
+    TEMPLATE is a command of /bin/sh. The item, quoted for the shell, replaces every {}, or
+    follows it where there is none. Items come after ':::', or from standard input, one a line,
+    an empty line being an item. A device takes the next item as soon as it is free. What an
+    item prints comes out whole, as the items end.
+
+    \b
+    exo-gpu map 'gzip -9 -k {}' ::: *.jsonl
+    find . -name '*.wav' | exo-gpu map 'python transcribe.py {}'
+    """  # noqa: D301 - \b is click's mark of lines that stay as they are
+    from exo.gpu.cli.progress import Progress
+    from exo.gpu.coordination.commands import map_commands
+    from exo.gpu.vocabulary.job import Ending
+
+    template, arguments = _split(words)
+    items = _lines_of_stdin() if arguments is None else arguments
+    request = make_request(f"exo-gpu map {template}", options)
+    results = map_commands((fill(template, item) for item in items), request=request, slots=slots)
+    total = None if arguments is None else len(arguments)
+    with results, Progress(sys.stderr, total=total) as progress:
+        left_out = left_out_line(results.left_out)
+        if left_out:
+            complain(left_out)
+        for done in in_order(results) if keep_order else results:
+            with progress.aside():
+                _print(done, as_json=as_json)
+            progress.count(done.device_id, succeeded=done.outcome.ending is Ending.SUCCEEDED)
+    return min(progress.failed, MOST_COUNTED + 1)
+
+
+def fill(template: str, item: str) -> str:
+    """The command for one item: quoted, in every ``{}``, or behind a template without one."""
+    quoted = shlex.quote(item)
+    return template.replace(PLACE, quoted) if PLACE in template else f"{template} {quoted}"
+
+
+def in_order(results: Iterable[CommandDone]) -> Iterator[CommandDone]:
+    """The same results by index; what one prints waits on disk where it is much."""
+    import tempfile
+
+    from msgspec.structs import replace
+
+    waiting: dict[int, tuple[CommandDone, int, int, int]] = {}
+    turn = 0
+    with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as spool:
+        for done in results:
+            out, err = done.outcome.stdout, done.outcome.stderr
+            place = spool.seek(0, os.SEEK_END)
+            spool.write(out + err)
+            bare = replace(done, outcome=replace(done.outcome, stdout=b"", stderr=b""))
+            waiting[done.index] = (bare, place, len(out), len(err))
+            while turn in waiting:
+                bare, place, out_bytes, err_bytes = waiting.pop(turn)
+                spool.seek(place)
+                out, err = spool.read(out_bytes), spool.read(err_bytes)
+                yield replace(bare, outcome=replace(bare.outcome, stdout=out, stderr=err))
+                turn += 1
+
+
+def _split(words: tuple[str, ...]) -> tuple[str, Sequence[str] | None]:
+    """The template, and the items after ``:::``; None when they are on standard input.
+
+    Raises:
+        UsageError: for an empty template, a second ``:::``, or a terminal as standard input.
+
+    """
+    arguments: Sequence[str] | None = None
+    if ITEMS_FOLLOW in words:
+        place = words.index(ITEMS_FOLLOW)
+        words, arguments = words[:place], words[place + 1 :]
+        if ITEMS_FOLLOW in arguments:
+            raise click.UsageError(f"more than one {ITEMS_FOLLOW!r}: items are one list here")
+    template = " ".join(words)
+    if not template.strip():
+        raise click.UsageError("the command template is empty")
+    if arguments is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise click.UsageError(f"no items: give them after {ITEMS_FOLLOW!r} or on standard input")
+    return template, arguments
+
+
+def _lines_of_stdin() -> Iterator[str]:
+    """Lines as they come; unbuffered, so that no lock is held when the program ends meanwhile."""
+    rest = b""
+    while block := os.read(sys.stdin.fileno(), READ_BYTES):
+        *lines, rest = (rest + block).split(b"\n")
+        yield from map(os.fsdecode, lines)
+    if rest:
+        yield os.fsdecode(rest)
+
+
+def _print(done: CommandDone, *, as_json: bool) -> None:
+    outcome = done.outcome
+    if as_json:
+        _write(sys.stdout, _json_line(done))
+    else:
+        _write(sys.stdout, outcome.stdout)
+        _write(sys.stderr, outcome.stderr)
+    if outcome.exit_status is None or outcome.exit_status < 0:
+        complain(f"item {done.index + 1} on {done.device_id}: {outcome.reason}")
+
+
+def _write(stream: TextIO | None, output: bytes) -> None:
+    """All of it at once; a stream that the caller closed (``>&-``) is None and takes nothing."""
+    if stream is not None and output:
+        stream.buffer.write(output)
+        stream.buffer.flush()
+
+
+def _json_line(done: CommandDone) -> bytes:
+    import msgspec
+
+    outcome = done.outcome
+    fields = {
+        "index": done.index,
+        "command": os.fsencode(done.command).decode(errors="replace"),
+        "device_id": done.device_id,
+        "ending": outcome.ending.value,
+        "exit_status": outcome.exit_status,
+        "reason": outcome.reason,
+        "started_at": outcome.started_at,
+        "ended_at": outcome.ended_at,
+        "stdout": outcome.stdout.decode(errors="replace"),
+        "stderr": outcome.stderr.decode(errors="replace"),
+    }
+    return msgspec.json.encode(fields) + b"\n"

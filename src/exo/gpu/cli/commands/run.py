@@ -1,0 +1,55 @@
+"""``exo-gpu run``: one command, pinned to the device that suits it best."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from exo.gpu.cli.context import count_option, left_out_line, make_request, request_options
+from exo.gpu.cli.main import complain
+
+if TYPE_CHECKING:
+    from exo.gpu.vocabulary.decision import Decision
+
+# POSIX.1-2024, shell command language 2.8.2.
+NOT_EXECUTABLE = 126
+NO_SUCH_COMMAND = 127
+
+
+@click.command(
+    context_settings={"allow_interspersed_args": False},
+    epilog="Exit status: the command's own; 128 + n when signal n ended it; 126 when it cannot be "
+    "executed, 127 when there is no such command; 69 no device here can ever satisfy this; "
+    "75 not now; 2 usage.",
+)
+@request_options
+@count_option
+@click.argument("argv", metavar="[--] COMMAND [ARGUMENT]...", nargs=-1, type=click.UNPROCESSED)
+def command(argv: tuple[str, ...], **options: Any) -> int:
+    """Run a command pinned to the device that suits it best.
+
+    No option is needed: one device of the best class and runtime is leased for as long as the
+    command and its children live. The command sees that device and no other.
+    """
+    from exo.gpu.coordination.runs import run_command
+
+    if not argv:
+        raise click.UsageError("what shall run? exo-gpu run [OPTIONS] -- COMMAND [ARGUMENT]...")
+    request = make_request(shlex.join(argv), options)
+    try:
+        return run_command(argv, request, on_start=_tell_runtimes_left_out)
+    except FileNotFoundError:
+        complain(f"there is no command {argv[0]!r}")
+        return NO_SUCH_COMMAND
+    except PermissionError:
+        complain(f"{argv[0]!r} cannot be executed")
+        return NOT_EXECUTABLE
+
+
+def _tell_runtimes_left_out(decision: Decision) -> None:
+    """Software and host standing back is no news; a GPU that stays idle is."""
+    text = left_out_line(one for one in decision.left_out if one.rule == "runtime")
+    if text:
+        complain(text)

@@ -1,0 +1,88 @@
+"""The one line on a terminal that says how far ``map`` is."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from exo.gpu.cli.render import progress_line
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+# Work that ends sooner needs no line; a line that changes faster cannot be read.
+SHOWN_AFTER_SECONDS = 0.5
+UPDATE_SECONDS = 0.1
+
+_ERASE = "\r\x1b[K"  # ECMA-48: to the first column, erase to the end of the line
+
+
+class Progress:
+    """Counts items, and keeps a line on ``stream`` up to date where that is a terminal.
+
+    ``total`` is None where the end is not known, ``stream`` where the caller closed it. Use it in
+    a ``with`` block.
+    """
+
+    def __init__(self, stream: TextIO | None, *, total: int | None) -> None:
+        self.done = 0
+        self.failed = 0
+        self._by_device: Counter[str] = Counter()
+        self._stream = stream
+        self._total = total
+        self._drawn = ""
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name="exo-gpu-progress", daemon=True)
+
+    def __enter__(self) -> Progress:
+        """Begin to draw, on a thread, where somebody can see it."""
+        if self._stream is not None and self._stream.isatty():
+            self._ticker.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the line away."""
+        self._ended.set()
+        if self._ticker.is_alive():
+            self._ticker.join()
+        with self.aside():
+            pass
+
+    def count(self, device_id: str, *, succeeded: bool) -> None:
+        """One more item has ended on the device."""
+        with self._lock:
+            self.done += 1
+            self.failed += not succeeded
+            self._by_device[device_id] += 1
+
+    @contextmanager
+    def aside(self) -> Generator[None]:
+        """Keep the line out of the way while something else is written there."""
+        with self._lock:
+            if self._drawn:
+                self._show("", _ERASE)
+            yield
+
+    def draw(self) -> None:
+        """Write the line where it changed."""
+        with self._lock:
+            width = shutil.get_terminal_size().columns - 1
+            line = progress_line(self.done, self.failed, self._total, self._by_device, width)
+            if line != self._drawn:
+                self._show(line, _ERASE + line)
+
+    def _show(self, line: str, written: str) -> None:
+        if self._stream is not None:
+            self._stream.write(written)
+            self._stream.flush()
+            self._drawn = line
+
+    def _tick(self) -> None:
+        pause = SHOWN_AFTER_SECONDS
+        while not self._ended.wait(pause):
+            self.draw()
+            pause = UPDATE_SECONDS

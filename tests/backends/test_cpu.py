@@ -1,0 +1,207 @@
+"""The host's CPU: always there, with real memory and honest load."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import anyio
+import psutil
+import pytest
+
+from exo.gpu.backend import MemoryHandle
+from exo.gpu.backends import cpu
+from exo.gpu.backends.cpu import CPUBackend
+from exo.gpu.vocabulary.device import HOST_POOL, DeviceClass, DeviceType
+from exo.gpu.vocabulary.errors import (
+    AbilityMissing,
+    BackendError,
+    InvalidHandle,
+    NoSuchDevice,
+    OutOfDeviceMemory,
+)
+
+MIB = 2**20
+
+
+@pytest.fixture
+def backend() -> CPUBackend:
+    made = CPUBackend()
+    made.find()
+    return made
+
+
+@pytest.fixture
+def tell(backend: CPUBackend, shown_on: Callable[[str, str], None]) -> Callable[[], None]:
+    """Says that a test ran on this machine's processor."""
+    device = backend.require("cpu:0")
+    return lambda: shown_on(device.name, os.uname().sysname)
+
+
+@pytest.mark.shows("cpu", "finding", "hardware")
+def test_the_host_is_one_device_with_a_slot_per_core(
+    backend: CPUBackend, tell: Callable[[], None]
+) -> None:
+    """Rule: the host has its class, runtime and pool, and as many slots as usable cores."""
+    tell()
+    (device,) = backend.list_devices()
+    assert (device.device_id, device.backend, device.runtime) == ("cpu:0", "cpu", "cpu")
+    assert (device.device_class, device.memory_pool) == (DeviceClass.HOST, HOST_POOL)
+    assert device.device_type is DeviceType.CPU
+    assert 1 <= device.slots <= (os.cpu_count() or 1)
+    assert device.slots == device.compute_units
+    assert 0 < (device.memory_available or 0) <= (device.memory_bytes or 0)
+    assert device.name
+    assert device.hardware_id == "cpu"
+
+
+@pytest.mark.shows("cpu", "telemetry", "hardware")
+def test_readings_of_this_machine(backend: CPUBackend, tell: Callable[[], None]) -> None:
+    """Rule: load and memory are read; what the platform does not give is None with a reason."""
+    tell()
+    sample = backend.read("cpu:0")
+    assert 0 <= (sample.compute_utilization_percent or 0) <= 100
+    assert sample.compute_utilization_percent is not None
+    assert 0 < (sample.memory_used_bytes or 0) < (sample.memory_total_bytes or 0)
+    for name in ("power_watts", "temperature_celsius", "clock_rate_mhz"):
+        assert (getattr(sample, name) is None) == (name in sample.missing_reasons)
+    with pytest.raises(NoSuchDevice):
+        backend.read("cpu:1")
+
+
+def test_the_first_load_is_measured_and_not_zero(
+    backend: CPUBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: the first reading takes a window of its own; later ones count since the last."""
+    counts = itertools.chain(
+        [(100.0, 50.0, 100.0), (100.05, 50.09, 100.1)],  # fresh window: 0.09 s of 0.1 s busy
+        [(100.06, 60.0, 110.0)],  # too soon after: the last answer stands
+        [(101.0, 50.59, 101.1)],  # since the first answer: 0.5 s of 1 s busy
+        [(200.0, 90.0, 300.0), (200.05, 90.02, 300.1)],  # long ago: a fresh window again
+        [(201.0, 90.02, 300.1)],  # no CPU time passed at all
+    )
+    monkeypatch.setattr(cpu, "_count", lambda: next(counts))
+    loads = [backend.read("cpu:0").compute_utilization_percent for _ in range(5)]
+    assert loads == [pytest.approx(90), pytest.approx(90), pytest.approx(50), pytest.approx(20), 0]
+
+
+def test_the_sensor_of_the_package_is_preferred(
+    backend: CPUBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: the processor's own sensor counts, its hottest value; other chips do not."""
+    sensors = {
+        "nvme": [SimpleNamespace(current=90.0)],
+        "k10temp": [SimpleNamespace(current=61.0), SimpleNamespace(current=63.5)],
+    }
+    monkeypatch.setattr(psutil, "sensors_temperatures", lambda: sensors, raising=False)
+    assert backend.read("cpu:0").temperature_celsius == 63.5
+    monkeypatch.delattr(psutil, "sensors_temperatures")
+    assert "temperature_celsius" in backend.read("cpu:0").missing_reasons
+
+
+def test_a_clock_that_is_not_told_is_none(
+    backend: CPUBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: no clock, or one of 0 MHz, is unknown, never 0."""
+    for answer in (None, SimpleNamespace(current=0.0)):
+        monkeypatch.setattr(psutil, "cpu_freq", lambda answer=answer: answer)
+        sample = backend.read("cpu:0")
+        assert sample.clock_rate_mhz is None
+        assert "clock_rate_mhz" in sample.missing_reasons
+
+
+def test_a_machine_without_cpuinfo_still_has_a_name(tmp_path: Path) -> None:
+    """Rule: where the kernel shows no processor, the platform's name stands in."""
+    (device,) = CPUBackend(root=tmp_path).find()
+    assert device.name
+    assert device.vendor
+
+
+def test_names_come_from_cpuinfo(tmp_path: Path) -> None:
+    """Rule: the kernel's model name and vendor are used, in the vendor's usual spelling."""
+    (tmp_path / "proc").mkdir()
+    text = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Core(TM)\n\nprocessor\t: 1\n"
+    (tmp_path / "proc/cpuinfo").write_text(text)
+    (device,) = CPUBackend(root=tmp_path).find()
+    assert (device.vendor, device.name) == ("Intel", "Intel(R) Core(TM)")
+
+
+@pytest.mark.shows("cpu", "memory", "hardware")
+def test_memory_comes_back_as_it_was_written(backend: CPUBackend, tell: Callable[[], None]) -> None:
+    """Rule: written, copied and read bytes are equal; info and synchronize answer."""
+    tell()
+    data = os.urandom(2 * MIB)
+
+    async def roundtrip() -> None:
+        first = await backend.allocate("cpu:0", len(data))
+        second = await backend.allocate("cpu:0", len(data) + 8)
+        await backend.copy_to_device(data, first)
+        await backend.copy_device_to_device(first, second, len(data))
+        await backend.copy_to_device(b"tail", second, len(data))
+        assert await backend.copy_from_device(second, 0, len(data)) == data
+        assert await backend.copy_from_device(second, len(data), 8) == b"tail" + bytes(4)
+        await backend.synchronize("cpu:0")
+        info = await backend.get_device_memory_info("cpu:0")
+        assert (info["total_bytes"] or 0) > (info["used_bytes"] or 0) > 0
+        assert await backend.get_device_power_usage("cpu:0") is None
+        await backend.deallocate(first)
+        with pytest.raises(InvalidHandle):
+            await backend.deallocate(first)
+        with pytest.raises(BackendError, match="beyond"):
+            await backend.copy_to_device(bytes(9), second, len(data))
+
+    anyio.run(roundtrip)
+
+
+def test_memory_is_never_more_than_the_machine_has_free(backend: CPUBackend) -> None:
+    """Rule: promised but untouched memory counts, so twice three quarters are refused."""
+
+    async def take() -> None:
+        free = psutil.virtual_memory().available
+        await backend.allocate("cpu:0", free * 3 // 4)
+        with pytest.raises(OutOfDeviceMemory, match="asked"):
+            await backend.allocate("cpu:0", free * 3 // 4)
+        await backend.shutdown()
+        await backend.shutdown()
+        with pytest.raises(NoSuchDevice):
+            await backend.allocate("cpu:0", 1)
+        with pytest.raises(InvalidHandle):
+            await backend.copy_from_device(MemoryHandle(device_id="cpu:0", size_bytes=1), 0, 1)
+
+    anyio.run(take)
+
+
+def test_what_the_operating_system_refuses_is_out_of_memory(
+    backend: CPUBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: a refusal of the kernel, as under ulimit, is our OutOfDeviceMemory."""
+    from exo.gpu.backends import host_buffers
+
+    def refuse(*_: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(host_buffers.mmap, "mmap", refuse)
+    with pytest.raises(OutOfDeviceMemory, match="refuses 16 bytes"):
+        anyio.run(backend.allocate, "cpu:0", 16)
+
+
+@pytest.mark.shows("cpu", "pinning", "hardware")
+def test_the_cpu_needs_no_pinning(backend: CPUBackend, tell: Callable[[], None]) -> None:
+    """Rule: every process has the CPU, so no variable pins or hides it."""
+    tell()
+    assert backend.pinning([backend.require("cpu:0")], {}) == {}
+    assert backend.hiding() == {}
+
+
+def test_an_ability_that_is_not_offered_is_named() -> None:
+    """Rule: a backend without memory operations says so in words."""
+    from exo.gpu.backends.rocm import RocmBackend
+
+    async def ask() -> None:
+        with pytest.raises(AbilityMissing, match="rocm backend cannot allocate memory"):
+            await RocmBackend(environ={}).allocate("rocm:0", 1)
+
+    anyio.run(ask)

@@ -1,0 +1,127 @@
+"""DRM cards as sysfs shows them: identity, sensors, and what each error means."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exo.gpu.backends import drm
+from exo.gpu.vocabulary.errors import DeviceLost, ReadingMissing
+from tests.backends.sysfs import ARC, RX, at, card
+
+AMD = "1002"
+BUSY = "device/gpu_busy_percent"
+
+
+def only(root: Path) -> drm.Card:
+    (found,) = drm.cards(root, vendor=AMD)
+    return found
+
+
+def test_cards_come_in_pci_order_without_connectors(tmp_path: Path) -> None:
+    """Rule: cards of the vendor alone, in the order of the bus, however the kernel numbered them."""
+    card(tmp_path, 0, RX, at("0000:41:00.0", "1002:744C", "amdgpu"))
+    card(tmp_path, 1, ARC)
+    card(tmp_path, 10, RX, at("0000:03:00.0", "1002:744C", "amdgpu"))
+    found = drm.cards(tmp_path, vendor=AMD)
+    assert [(entry.pci_address, entry.number) for entry in found] == [
+        ("0000:03:00.0", 10),
+        ("0000:41:00.0", 0),
+    ]
+    assert (found[0].driver, found[0].pci_id) == ("amdgpu", "1002:744c")
+
+
+def test_no_sysfs_means_no_cards(tmp_path: Path) -> None:
+    """Rule: a machine without DRM has no cards, and nothing is raised."""
+    assert drm.cards(tmp_path / "absent", vendor=AMD) == []
+
+
+def test_a_card_off_the_bus_is_of_no_vendor(tmp_path: Path) -> None:
+    """Rule: a card without a uevent (a platform device) is passed over."""
+    card(tmp_path, 0, {"device/gpu_busy_percent": "1"})
+    assert drm.cards(tmp_path, vendor=AMD) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (errno.EACCES, "no permission to read"),
+        (errno.ENODATA, "no data for"),
+        (errno.EBUSY, "too busy to tell"),
+        (errno.EOPNOTSUPP, "does not support"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_each_error_of_sysfs_has_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, reason: str
+) -> None:
+    """Rule: an attribute that cannot be read is missing with the kernel's reason."""
+    card(tmp_path, 0, RX)
+    found = only(tmp_path)
+    fail_reads(monkeypatch, code)
+    with pytest.raises(ReadingMissing, match=reason):
+        found.text("device/gpu_busy_percent")
+
+
+@pytest.mark.parametrize("code", [errno.ENODEV, errno.ENXIO])
+def test_a_card_that_is_gone_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Rule: "no such device" concerns the whole card, not one attribute."""
+    card(tmp_path, 0, RX)
+    found = only(tmp_path)
+    fail_reads(monkeypatch, code)
+    with pytest.raises(DeviceLost):
+        found.number_of("device/gpu_busy_percent")
+
+
+def fail_reads(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The operating system's error for every read of a sysfs attribute from now on."""
+
+    def read_text(path: Path, **_: object) -> str:
+        raise OSError(code, errno.errorcode[code] if code != errno.EIO else "Input/output error")
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+
+
+@pytest.mark.parametrize("text", ["", "N/A", "12 34", "0x10", "-1", str(2**64 - 1)])
+def test_text_that_is_no_reading_is_missing(tmp_path: Path, text: str) -> None:
+    """Rule: garbage, negative amounts and leaked sentinels never become numbers."""
+    card(tmp_path, 0, RX, {"device/mem_info_vram_used": text})
+    with pytest.raises(ReadingMissing, match="holds"):
+        only(tmp_path).number_of("device/mem_info_vram_used")
+
+
+@given(number=st.integers())
+def test_a_number_is_within_its_bounds_or_missing(
+    tmp_path_factory: pytest.TempPathFactory, number: int
+) -> None:
+    """Rule: what number_of returns lies within the bounds that it was asked for."""
+    root = tmp_path_factory.getbasetemp() / "numbers"
+    card(root, 0, {**at("0000:03:00.0", "1002:744C", "amdgpu"), BUSY: str(number)})
+    try:
+        assert 0 <= only(root).number_of(BUSY, high=100) <= 100
+    except ReadingMissing:
+        assert not 0 <= number <= 100
+
+
+def test_a_missing_sensor_folder_or_label_is_named(tmp_path: Path) -> None:
+    """Rule: a card without hwmon, or without the label, says which sensor is missing."""
+    card(tmp_path, 0, RX)
+    assert only(tmp_path).labelled("temp", ["edge"]) == "device/hwmon/hwmon3/temp2_input"
+    with pytest.raises(ReadingMissing, match="no temp sensor labelled pkg or card"):
+        only(tmp_path).labelled("temp", ["pkg", "card"])
+    bare = {name: text for name, text in RX.items() if "hwmon" not in name}
+    card(tmp_path / "bare", 0, bare)
+    with pytest.raises(ReadingMissing, match="no hwmon sensors"):
+        only(tmp_path / "bare").labelled("temp", ["edge"])
+
+
+def test_a_binary_attribute_that_is_absent_is_empty(tmp_path: Path) -> None:
+    """Rule: the first bytes of what cannot be opened are none."""
+    card(tmp_path, 0, RX)
+    assert only(tmp_path).first_bytes("device/gpu_metrics", 4) == b""

@@ -1,0 +1,108 @@
+"""``exo-gpu select``: the choice in the form that is asked for, and why."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+
+def test_the_best_device_is_printed_alone(devices, exo_gpu):
+    """Rule: standard output has the choice and nothing else; what was left out goes elsewhere."""
+    done = exo_gpu("select")
+    assert (done.returncode, done.stdout) == (0, "cuda:0\n")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("exo-gpu: left out: rocm:0 (of another runtime)")
+    assert "cpu:0 (of another class)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        (["--memory", "3GiB"], ["cuda:0"]),
+        (["--on", "rocm"], ["rocm:0"]),
+        (["--device", "cpu:0"], ["cpu:0"]),
+        (["--device", "GPU-2222"], ["rocm:0"]),
+        (["--device", "rocm:0", "--device", "cpu:0", "--memory", "12GiB"], ["cpu:0"]),
+        (["--exclusive"], ["cuda:0"]),
+        (["--all-devices", "--count", "3"], ["cuda:0", "cpu:0", "rocm:0"]),
+    ],
+)
+def test_options_say_what_is_wanted(options, chosen, devices, exo_gpu):
+    """Rule: memory, runtime, devices, count and everything at once are understood."""
+    done = exo_gpu("select", *options)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == sorted(chosen)
+
+
+def test_nothing_left_out_nothing_said(devices, exo_gpu):
+    """Rule: standard error stays empty when there is nothing to say."""
+    assert exo_gpu("select", "--device", "cuda:0").stderr == ""
+
+
+def test_uuid_prints_the_hardware_ids(devices, exo_gpu):
+    """Rule: the ids that no order of devices can change."""
+    assert exo_gpu("select", "--format", "uuid").stdout == "GPU-1111\n"
+
+
+def test_env_is_for_eval(devices, exo_gpu):
+    """Rule: the lines pin whatever the shell starts next, with an explanation as comments."""
+    done = exo_gpu("select", "--format", "env", "--explain")
+    shell = 'eval "$1"; printf "%s" "$EXO_GPU_FAKE_VISIBLE"'
+    seen = subprocess.run(
+        ["/bin/sh", "-c", shell, "sh", done.stdout], capture_output=True, text=True, check=True
+    )
+    assert seen.stdout == "GPU-1111"
+    assert seen.stderr == ""
+    assert "\n# Request: " in done.stdout
+
+
+def test_json_is_the_decision(devices, exo_gpu):
+    """Rule: JSON holds the decision, term by term, and the chosen devices whole."""
+    by_format = exo_gpu("select", "--format", "json").stdout
+    decision = json.loads(by_format)
+    assert decision["chosen"] == ["cuda:0"]
+    assert decision["devices"][0]["hardware_id"] == "GPU-1111"
+    assert decision["ranking"][0]["device_id"] == "cuda:0"
+    assert {one["device_id"] for one in decision["left_out"]} == {"rocm:0", "cpu:0"}
+    explained = json.loads(exo_gpu("select", "--json", "--explain").stdout)
+    assert "score" in explained["explanation"]
+    assert explained["chosen"] == decision["chosen"]
+
+
+def test_explain_follows_the_choice(devices, exo_gpu):
+    """Rule: first the choice, then every device with its terms or its refusal, in 80 columns."""
+    lines = exo_gpu("select", "--memory", "8GiB", "--explain").stdout.splitlines()
+    assert lines[0] == "cuda:0"
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert "Request: memory 8.0 GiB" in text
+    assert "rocm:0" in text
+    assert "score" in text
+
+
+def test_a_no_is_explained_too(devices, exo_gpu):
+    """Rule: why nothing fits is printed where it is asked for, and the status still says never."""
+    done = exo_gpu("select", "--memory", "99TiB", "--explain")
+    assert done.returncode == 69
+    assert "Refused:" in done.stdout
+    assert "cuda:0 with 24.0 GiB" in done.stderr
+    decision = exo_gpu("select", "--memory", "99TiB", "--json")
+    assert decision.returncode == 69
+    assert json.loads(decision.stdout)["chosen"] == []
+    assert json.loads(decision.stdout)["never"] is True
+
+
+def test_an_unknown_device_is_named(devices, exo_gpu):
+    """Rule: a device that is not here is never there, and the error says which are."""
+    done = exo_gpu("select", "--device", "cuda:7")
+    assert done.returncode == 69
+    assert "cuda:7" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_nothing_is_taken(devices, exo_gpu):
+    """Rule: a choice reserves nothing: the next one is the same."""
+    first = exo_gpu("select", "--exclusive")
+    assert exo_gpu("select", "--exclusive").stdout == first.stdout == "cuda:0\n"
