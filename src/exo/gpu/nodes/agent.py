@@ -20,7 +20,7 @@ from exo.gpu.scheduling.ledger import used_before
 from exo.gpu.scheduling.selector import select
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health import assess
-from exo.gpu.telemetry.sampler import sample_devices
+from exo.gpu.telemetry.sampler import DeviceSampler
 from exo.gpu.vocabulary.errors import AbilityMissing, BackendError, NoSuchDevice
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot
@@ -55,6 +55,7 @@ class NodeAgent:
         )
         self._report: DiscoveryReport | None = None
         self._store: LeaseStore | None = None
+        self._sampler = DeviceSampler()
         self._collector = TelemetryCollector(max_history=1)
         self._failures: dict[str, str] = {}
         self._leases: dict[str, HeldLease] = {}
@@ -185,7 +186,7 @@ class NodeAgent:
                 age is None or age > SAMPLE_REUSE_SECONDS
             ):
                 readers[device.device_id] = _reader(backend, device.device_id)
-        taken = sample_devices(readers)
+        taken = self._sampler.sample(readers)
         for sample in taken.samples.values():
             self._collector.observe(sample)
             self._failures.pop(sample.device_id, None)
