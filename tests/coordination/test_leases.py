@@ -139,3 +139,26 @@ def test_three_lines_of_python(two_fakes):
 def test_an_unknown_device_has_no_environment(two_fakes):
     with LocalNode() as node, pytest.raises((LookupError, BackendError), match="cuda:9"):
         node.environment(("cuda:9",))
+
+
+def test_work_under_a_lease_may_use_what_was_leased_for_it(two_fakes, tmp_path):
+    """`exo-gpu run python script.py`, where the script spreads its own work: its slot is its own."""
+    script = "import exo.gpu as gpu; print(gpu.map(abs, [-1]), gpu.current_device().device_id)"
+    nested = f"{sys.executable} -c '{script}' > {tmp_path}/out"
+    with lease(devices="cuda:0"):
+        assert run_command(["/bin/sh", "-c", nested], Request()) == 0
+    assert (tmp_path / "out").read_text() == "[1] cuda:1\n"
+    assert run_command(["/bin/sh", "-c", nested], Request(exclusive=True)) == 0
+    assert (tmp_path / "out").read_text() == "[1] cuda:0\n"
+
+
+def test_what_works_under_an_inner_lease_knows_the_outer_ones_too(two_fakes, tmp_path):
+    script = "import os, exo.gpu as gpu; print(gpu.map(os.getenv, ['EXO_GPU_LEASES'])[0])"
+    nested = f'{sys.executable} -c "{script}" > {tmp_path}/out'
+    assert run_command(["/bin/sh", "-c", nested], Request()) == 0
+    assert len((tmp_path / "out").read_text().split(",")) == 2
+
+
+def test_no_memory_is_no_request(two_fakes):
+    with pytest.raises(InvalidValue, match="memory_bytes: 0"), lease(memory=0):
+        pass

@@ -71,6 +71,8 @@ def support_words(backend: str, support: Support) -> str:
     by_level: dict[str, list[str]] = {}
     for ability, showing in support.items():
         by_level.setdefault(showing["level"], []).append(ability)
+    if backend == "fake":
+        return "a script's device: no hardware"
     if not by_level:
         return f"{backend} never shown to work"
     parts = (f"{level} ({', '.join(abilities)})" for level, abilities in by_level.items())

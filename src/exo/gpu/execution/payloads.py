@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import sys
 from typing import TYPE_CHECKING, Any
 
+from exo.gpu.execution.main_namespace import CallersMain
 from exo.gpu.vocabulary.errors import ExecutionError, NotTransferable
 
 if TYPE_CHECKING:
@@ -28,11 +31,20 @@ def dump(value: object, what: str) -> bytes:
     if pickled is not None and _MAIN not in pickled:
         return pickled
     try:
-        import cloudpickle
-
-        return cloudpickle.dumps(value, protocol=5)
+        return _dump_by_value(value)
     except Exception as problem:
         raise NotTransferable(f"{what} cannot be sent to a worker: {problem}") from problem
+
+
+def _dump_by_value(value: object) -> bytes:
+    import cloudpickle
+
+    buffer = io.BytesIO()
+    pickler = cloudpickle.Pickler(buffer, protocol=5)
+    # Functions of __main__ keep sharing their globals, also across pickles.
+    pickler.globals_ref[id(sys.modules["__main__"].__dict__)] = CallersMain()
+    pickler.dump(value)
+    return buffer.getvalue()
 
 
 def dump_function(function: Callable[..., Any]) -> bytes:

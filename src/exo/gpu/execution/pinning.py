@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 Changes = dict[str, str | None]
 """Variables to set, or with None to remove."""
 
+LEASES_VARIABLE = "EXO_GPU_LEASES"
+"""Ids of the leases under which a process works, separated by commas."""
+
 DEVICE_VARIABLE = "EXO_GPU_DEVICE"
 """JSON of the device that a process was given; the first one of a gang."""
 

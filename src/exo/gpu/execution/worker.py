@@ -67,7 +67,9 @@ def _set_up(path: list[str], initializer: bytes | None) -> str | None:
     if initializer is None:
         return None
     try:
-        function, arguments = pickle.loads(initializer)
+        from exo.gpu.execution.main_namespace import load
+
+        function, arguments = load(initializer)
         function(*arguments)
     except BaseException:  # noqa: BLE001 - whatever the user's code raises is reported
         return traceback.format_exc()
@@ -81,7 +83,9 @@ def _apply(call: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> 
 
 def _load_function(pickled: bytes) -> Callable[..., Any]:
     try:
-        function = pickle.loads(pickled)
+        from exo.gpu.execution.main_namespace import load
+
+        function = load(pickled)
     except BaseException as error:  # noqa: BLE001 - every item of this function reports it
         problem = error
 
@@ -100,13 +104,14 @@ def _work(
     stream: socket.socket, function: Callable[..., Any], pickled: bytes, origin: float
 ) -> None:
     from exo.gpu.execution.frames import Frame, send_frame
+    from exo.gpu.execution.main_namespace import load
 
     outcomes: list[tuple[int, bool, float, float, bytes]] = []
     reported = time.perf_counter()
     for place, item in enumerate(pickle.loads(pickled)):
         started = time.perf_counter()
         try:
-            succeeded, payload = True, pickle_result(function(pickle.loads(item)))
+            succeeded, payload = True, pickle_result(function(load(item)))
         except BaseException as error:  # noqa: BLE001 - the item's own failure, sys.exit included
             succeeded, payload = False, pickle_error(error)
         ended = time.perf_counter()

@@ -11,7 +11,7 @@ from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
 from exo.gpu.execution.foreground import run_attached
 from exo.gpu.execution.lease_store import HeldLease, LeaseStore
 from exo.gpu.execution.outcome import shell_status
-from exo.gpu.execution.pinning import apply_changes, pinning_changes
+from exo.gpu.execution.pinning import LEASES_VARIABLE, Changes, apply_changes, pinning_changes
 from exo.gpu.execution.state_directory import StorePlace, choose_place
 from exo.gpu.execution.supervisor import RunnerSupervisor
 from exo.gpu.factory import GPUBackendFactory
@@ -50,6 +50,7 @@ class NodeAgent:
         self, environ: Mapping[str, str] | None = None, service: GPUDiscoveryService | None = None
     ) -> None:
         self._environ = dict(os.environ if environ is None else environ)
+        self._umbrella = tuple(filter(None, self._environ.get(LEASES_VARIABLE, "").split(",")))
         self._service = service or GPUDiscoveryService(
             backends=GPUBackendFactory.make_all(self._environ)
         )
@@ -107,7 +108,7 @@ class NodeAgent:
         """Run a command under the leases with the caller's terminal; its status as a shell's."""
         held = [self._leases[lease_id] for lease_id in lease_ids]
         changes = self.environment(tuple(lease.lease.device_id for lease in held))
-        environ = apply_changes(self._environ, changes)
+        environ = self._under(lease_ids, changes)
         keep_open = tuple(lease.lock_fd for lease in held)
         return shell_status(run_attached(argv, environ, keep_open))
 
@@ -120,7 +121,7 @@ class NodeAgent:
         slot_id = next(self._numbers)
         supervisor = RunnerSupervisor(
             slot_id,
-            environ=apply_changes(self._environ, changes),
+            environ=self._under((lease_id,), changes),
             keep_open=(held.lock_fd,),
             setup=setup,
             sink=sink,
@@ -166,6 +167,11 @@ class NodeAgent:
             self._store.close()
             self._store = None
 
+    def _under(self, lease_ids: tuple[str, ...], changes: Changes) -> dict[str, str]:
+        """The environment of a process that works under these leases, and under our own."""
+        ids = ",".join((*self._umbrella, *lease_ids))
+        return apply_changes(self._environ, changes | {LEASES_VARIABLE: ids})
+
     def _device(self, device_id: str) -> GPUDevice:
         for device in self.inventory().devices:
             if device.device_id == device_id:
@@ -193,7 +199,10 @@ class NodeAgent:
         self._failures.update(taken.failures)
 
     def _assemble(self, live: tuple[Lease, ...]) -> Snapshot:
-        return Snapshot(tuple(self._state(device, live) for device in self.inventory().devices))
+        return Snapshot(
+            tuple(self._state(device, live) for device in self.inventory().devices),
+            umbrella=self._umbrella,
+        )
 
     def _state(self, device: GPUDevice, live: tuple[Lease, ...]) -> DeviceState:
         sample = self._collector.get_metrics(device.device_id)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from exo.gpu.scheduling.ledger import free_memory, total_memory
 from exo.gpu.vocabulary.decision import Refusal
 from exo.gpu.vocabulary.device import GPUDevice
+from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot
 from exo.gpu.vocabulary.units import format_size
@@ -103,13 +104,13 @@ def by_health(state: DeviceState, snapshot: Snapshot, request: Request) -> Refus
 
 
 def by_exclusive(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
-    """A whole device is for one lease only."""
-    del snapshot
-    for lease in state.leases:
+    """A whole device is for one lease only, and for what works under it."""
+    leases = _others(state, snapshot)
+    for lease in leases:
         if lease.exclusive:
             return _not_now(state, "exclusive", f"is wholly leased{_by(lease.holder, lease.pid)}")
-    if request.exclusive and state.leases:
-        count = len(state.leases)
+    if request.exclusive and leases:
+        count = len(leases)
         kind = "lease" if count == 1 else "leases"
         return _not_now(state, "exclusive", f"is asked for alone, but has {count} {kind}")
     return None
@@ -117,10 +118,9 @@ def by_exclusive(state: DeviceState, snapshot: Snapshot, request: Request) -> Re
 
 def by_slots(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
     """Work that declares no memory takes one of the device's slots."""
-    del snapshot
     if request.memory_bytes is not None:
         return None
-    taken = sum(lease.memory_bytes is None for lease in state.leases)
+    taken = sum(lease.memory_bytes is None for lease in _others(state, snapshot))
     if taken < state.device.slots:
         return None
     return _not_now(state, "slots", f"has {taken} of {state.device.slots} slots taken")
@@ -171,6 +171,11 @@ def first_refusal(
         if refusal is not None:
             return refusal
     return None
+
+
+def _others(state: DeviceState, snapshot: Snapshot) -> list[Lease]:
+    """The leases on a device, without those under which the asker itself works."""
+    return [lease for lease in state.leases if lease.lease_id not in snapshot.umbrella]
 
 
 def _by(holder: str, pid: int) -> str:

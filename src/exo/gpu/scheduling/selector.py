@@ -164,7 +164,7 @@ def _first_group(candidates: Sequence[_Candidate], request: Request) -> _Group |
 
 
 def _left_out(device: GPUDevice, chosen: GPUDevice) -> Refusal:
-    ask = f"ask for it with --device {device.device_id} or --all-devices"
+    ask = f"ask for device {device.device_id}, or for all devices"
     if device.device_class is not chosen.device_class:
         rule = "class"
         reason = (
@@ -175,8 +175,8 @@ def _left_out(device: GPUDevice, chosen: GPUDevice) -> Refusal:
         rule = "runtime"
         reason = (
             f"belongs to runtime {device.runtime}, while the best eligible device "
-            f"{chosen.device_id} is {chosen.runtime}; ask for it with --on {device.runtime}, "
-            f"--device {device.device_id} or --all-devices"
+            f"{chosen.device_id} is {chosen.runtime}; ask for runtime {device.runtime}, "
+            f"for device {device.device_id}, or for all devices"
         )
     return Refusal(device_id=device.device_id, rule=rule, reason=reason, permanent=False)
 
@@ -189,7 +189,7 @@ def _never_reason(request: Request, sizes: dict[_Group, int]) -> str:
         " ".join((*filter(None, group), str(size))) for group, size in sorted(sizes.items())
     )
     mixed = len(sizes) > 1 and sum(sizes.values()) >= request.count
-    advice = "; --all-devices takes unlike ones together" if mixed else ""
+    advice = "; a request for all devices takes unlike ones together" if mixed else ""
     what = "of one class and runtime " if mixed else ""
     return f"{request.count} devices {what}asked for, and here could serve: {counts}{advice}"
 

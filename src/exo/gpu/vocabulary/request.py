@@ -36,7 +36,7 @@ class Request(WireValue, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Check every field."""
-        check_whole("memory_bytes", self.memory_bytes, optional=True)
+        check_whole("memory_bytes", self.memory_bytes, low=1, optional=True)
         check_whole("count", self.count, low=1)
         for name in self.devices:
             check_text("devices", name)

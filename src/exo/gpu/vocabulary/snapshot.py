@@ -46,8 +46,5 @@ class Snapshot(msgspec.Struct, frozen=True):
     version: int = 0
     stale_after_seconds: float = STALE_AFTER_SECONDS
 
-    def pool_leases(self, pool: str) -> tuple[Lease, ...]:
-        """All live leases whose memory comes out of ``pool``, whichever device they are on."""
-        return tuple(
-            lease for state in self.devices for lease in state.leases if lease.memory_pool == pool
-        )
+    umbrella: tuple[str, ...] = ()
+    """Ids of the leases under which the asker itself works: their slot is the asker's already."""

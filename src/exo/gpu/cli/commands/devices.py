@@ -45,7 +45,10 @@ def command(as_json: bool) -> None:
         return
     from exo.gpu.cli.render import devices_table
 
-    click.echo(devices_table(states, failures=failures, support=support))
+    if states:
+        click.echo(devices_table(states, failures=failures, support=support))
+    else:
+        click.echo("No device was found.")
     absent = _absent(report)
     if absent:
         click.echo(f"Not here: {', '.join(absent)} (exo-gpu doctor says why).")
