@@ -12,20 +12,25 @@ import msgspec
 
 from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.errors import AbilityMissing, NoSuchDevice
+from exo.gpu.vocabulary.messages import WireValue
 from exo.gpu.vocabulary.units import check_text, check_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from exo.gpu.vocabulary.links import Link
     from exo.gpu.vocabulary.metrics import GPUMetrics
 
 __all__ = [
     "ComputeAbility",
+    "DeviceProcess",
     "GPUBackend",
     "GPUDevice",
     "MemoryHandle",
     "PinningAbility",
+    "ProcessAbility",
     "TelemetryAbility",
+    "TopologyAbility",
     "call_with_deadline",
 ]
 
@@ -63,6 +68,36 @@ class TelemetryAbility(Protocol):
             BackendError: when the device gave nothing at all, with the driver's reason.
 
         """
+        ...
+
+
+class DeviceProcess(WireValue, frozen=True, kw_only=True):
+    """A process that works on a device; ``memory_bytes`` is None where the driver hides it."""
+
+    pid: int
+    memory_bytes: int | None = None
+
+
+@runtime_checkable
+class ProcessAbility(Protocol):
+    """A backend that can tell who works on its devices; dearer than a sample."""
+
+    def processes(self, device_id: str) -> list[DeviceProcess]:
+        """The processes that the driver lists, in a container with the host's process ids.
+
+        Raises:
+            BackendError: when the driver does not tell, with its reason.
+
+        """
+        ...
+
+
+@runtime_checkable
+class TopologyAbility(Protocol):
+    """A backend that knows how its devices are joined."""
+
+    def links(self) -> list[Link]:
+        """What is known of each ordered pair of the devices found; unknown pairs are left out."""
         ...
 
 

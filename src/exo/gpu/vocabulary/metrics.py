@@ -18,6 +18,23 @@ READINGS: tuple[str, ...] = (
 
 ABSOLUTE_ZERO_CELSIUS = -273.15
 
+_AMOUNTS = (
+    "power_watts",
+    "clock_rate_mhz",
+    "memory_clock_mhz",
+    "power_limit_watts",
+    "power_window_seconds",
+    "energy_joules",
+)
+# A fan may be driven beyond its nominal speed, but no vendor reports more than 100 %.
+_PERCENTAGES = ("compute_utilization_percent", "memory_utilization_percent", "fan_percent")
+_TEMPERATURES = (
+    "temperature_celsius",
+    "memory_temperature_celsius",
+    "hotspot_temperature_celsius",
+)
+_COUNTERS = ("corrected_errors", "uncorrected_errors", "pcie_generation", "pcie_width")
+
 
 class GPUMetrics(WireValue, frozen=True):
     """All readings of a device at one moment: a sample.
@@ -45,6 +62,27 @@ class GPUMetrics(WireValue, frozen=True):
     """True when the device is powered down and was deliberately not woken."""
     memory_reserved_bytes: int | None = None
     """Kept back by the driver itself, counted neither as used nor as free; None: not told."""
+    memory_utilization_percent: float | None = None
+    """Share of time in which memory was read or written: not how full it is."""
+    utilization_is_lower_bound: bool = False
+    """True when only a part of the clients could be seen, so that the device may be busier."""
+    memory_clock_mhz: float | None = None
+    memory_temperature_celsius: float | None = None
+    hotspot_temperature_celsius: float | None = None
+    power_limit_watts: float | None = None
+    power_window_seconds: float | None = None
+    """What ``power_watts`` is an average over; 0 for the value of the instant, None: not told."""
+    energy_joules: float | None = None
+    """A counter since the driver was loaded; a step back is a reset."""
+    fan_percent: float | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    """Why the clock is held back, in the vendor's words; empty: it is not; None: not told."""
+    corrected_errors: int | None = None
+    """ECC: a counter of corrected memory errors; a step back is a reset."""
+    uncorrected_errors: int | None = None
+    """ECC: a counter of memory errors that were not corrected."""
+    pcie_generation: int | None = None
+    pcie_width: int | None = None
 
     def __post_init__(self) -> None:
         """Check every reading."""
@@ -57,12 +95,14 @@ class GPUMetrics(WireValue, frozen=True):
             expected = f"at most memory_total_bytes ({total!r})"
             raise InvalidValue("memory_used_bytes", used, expected)
         check_whole("memory_reserved_bytes", self.memory_reserved_bytes, optional=True)
-        percent = self.compute_utilization_percent
-        check_number("compute_utilization_percent", percent, low=0, high=100, optional=True)
-        check_number("power_watts", self.power_watts, low=0, optional=True)
-        celsius = self.temperature_celsius
-        check_number("temperature_celsius", celsius, low=ABSOLUTE_ZERO_CELSIUS, optional=True)
-        check_number("clock_rate_mhz", self.clock_rate_mhz, low=0, optional=True)
+        for field in _AMOUNTS:
+            check_number(field, getattr(self, field), low=0, optional=True)
+        for field in _PERCENTAGES:
+            check_number(field, getattr(self, field), low=0, high=100, optional=True)
+        for field in _TEMPERATURES:
+            check_number(field, getattr(self, field), low=ABSOLUTE_ZERO_CELSIUS, optional=True)
+        for field in _COUNTERS:
+            check_whole(field, getattr(self, field), optional=True)
 
     @property
     def memory_free_bytes(self) -> int | None:

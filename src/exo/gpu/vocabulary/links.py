@@ -1,0 +1,47 @@
+"""How two devices of a machine are joined, and how fast that was seen to be."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from exo.gpu.vocabulary.errors import InvalidValue
+from exo.gpu.vocabulary.messages import WireValue
+from exo.gpu.vocabulary.units import check_number, check_text
+
+
+class LinkKind(StrEnum):
+    """The nearest way between two devices, best first; the words of ``nvidia-smi topo -m``."""
+
+    NVLINK = "nvlink"
+    BOARD = "board"
+    """Two devices of one card."""
+    SWITCH = "switch"
+    """Through PCIe switches only."""
+    HOST_BRIDGE = "host_bridge"
+    """Through the PCIe host bridge of one processor."""
+    NUMA_NODE = "numa_node"
+    """Within one NUMA node, across host bridges."""
+    SYSTEM = "system"
+    """Across processors."""
+
+
+class Link(WireValue, frozen=True, kw_only=True):
+    """What is known of the way from one device to another; unknown is None.
+
+    ``peer_access`` says whether ``source`` can read and write the memory of ``target`` directly.
+    ``bandwidth_gbps`` is GB/s (10**9 bytes) as measured by a probe.
+    """
+
+    source: str
+    target: str
+    kind: LinkKind | None = None
+    peer_access: bool | None = None
+    bandwidth_gbps: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_text("source", self.source)
+        check_text("target", self.target)
+        if self.source == self.target:
+            raise InvalidValue("target", self.target, "another device than the source")
+        check_number("bandwidth_gbps", self.bandwidth_gbps, low=0, optional=True)
