@@ -50,6 +50,7 @@ def clean_environment() -> Iterator[None]:
             if name in RESTRICTIONS or (name.startswith("EXO_GPU_") and name not in KEPT):
                 patch.delenv(name)
         patch.setenv("EXO_GPU_STATE", str(folder))
+        patch.setenv("EXO_GPU_REGISTRY", str(folder / "registry" / "devices.json"))
         yield
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -57,10 +58,12 @@ def clean_environment() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def state_folder(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """``EXO_GPU_STATE`` of this test alone."""
-    folder = short_folder()
+    folder, registry = short_folder(), short_folder()
     monkeypatch.setenv("EXO_GPU_STATE", str(folder))
+    monkeypatch.setenv("EXO_GPU_REGISTRY", str(registry / "devices.json"))
     yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    for path in (folder, registry):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def required_manifest(path: Path | None, rank: int, name: str, package: str) -> Path:

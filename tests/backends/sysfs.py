@@ -1,8 +1,10 @@
-"""Makes sysfs trees of graphics cards, and finds the captured trees of real machines."""
+"""Makes sysfs and procfs trees of graphics cards and their users, and finds the captured trees of real machines."""
 
 from __future__ import annotations
 
+import io
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,22 @@ IRIS = {
     "device/hwmon/hwmon2/power1_input": "9500000",
 }
 
+# Bytes of each version of gpu_metrics, as the kernel's compiler lays it out (sizeof in kgd_pp_interface.h).
+TABLE_SIZES = {
+    (1, 0): 80,
+    (1, 1): 96,
+    (1, 2): 104,
+    (1, 3): 120,
+    (1, 4): 288,
+    (1, 5): 360,
+    (2, 0): 120,
+    (2, 1): 120,
+    (2, 2): 128,
+    (2, 3): 152,
+    (2, 4): 168,
+    (3, 0): 264,
+}
+
 
 def card(root: Path, number: int, *trees: dict[str, str | None]) -> Path:
     """Write a card's attributes; later trees win, and None leaves an attribute out."""
@@ -57,6 +75,40 @@ def card(root: Path, number: int, *trees: dict[str, str | None]) -> Path:
             path.write_text(f"{text}\n")
     (root / f"card{number}-HDMI-A-1").mkdir(exist_ok=True)  # a connector, as the kernel shows it
     return folder
+
+
+def table(version: tuple[int, int], *fields: tuple[int, str, int], size: int = 0) -> bytes:
+    """A gpu_metrics table as the driver makes it: all ones, then what it knows."""
+    size = size or TABLE_SIZES[version]
+    data = bytearray(b"\xff" * size)
+    struct.pack_into("<HBB", data, 0, size, *version)
+    for offset, code, value in fields:
+        struct.pack_into(f"<{code}", data, offset, value)
+    return bytes(data)
+
+
+def client(
+    proc: Path, pid: int, descriptor: int, text: str, target: str = "/dev/dri/renderD128"
+) -> None:
+    """Write what a process has open, and what the driver says of it."""
+    for folder in ("fd", "fdinfo"):
+        (proc / str(pid) / folder).mkdir(parents=True, exist_ok=True)
+    link = proc / str(pid) / "fd" / str(descriptor)
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+    (proc / str(pid) / "fdinfo" / str(descriptor)).write_text(text)
+
+
+def broken_file(monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
+    """The operating system's error for every file of this name that exists, from now on."""
+    opened = io.open
+
+    def refuse(file: object, *arguments: object, **options: object) -> object:
+        if Path(str(file)).name == name and Path(str(file)).exists():
+            raise OSError(code, os.strerror(code), str(file))
+        return opened(file, *arguments, **options)  # pyright: ignore[reportCallIssue, reportArgumentType, reportUnknownVariableType] - handed on as it came
+
+    monkeypatch.setattr(io, "open", refuse)
 
 
 def at(address: str, pci_id: str, driver: str) -> dict[str, str]:

@@ -205,3 +205,17 @@ def test_an_ability_that_is_not_offered_is_named() -> None:
             await RocmBackend(environ={}).allocate("rocm:0", 1)
 
     anyio.run(ask)
+
+
+def test_every_operation_of_a_probe_does_the_work_that_it_counts(backend: CPUBackend) -> None:
+    """Rule: copies, products and calls are done, and twice the amount is twice the work."""
+    speed = backend.speed(backend.require("cpu:0"))
+    speed._source[:] = 3.0
+    operations = speed.operations()
+    for operation in operations.values():
+        assert operation(2) == 2 * operation(1) > 0
+    assert (speed._target == 3.0).all()
+    assert (speed._product == 0.25 * len(speed._product)).all()
+    assert set(speed.reasons) == {"host_to_device_gbps", "device_to_host_gbps"}
+    speed.close()
+    speed.close()

@@ -121,7 +121,38 @@ def test_a_missing_sensor_folder_or_label_is_named(tmp_path: Path) -> None:
         only(tmp_path / "bare").labelled("temp", ["edge"])
 
 
-def test_a_binary_attribute_that_is_absent_is_empty(tmp_path: Path) -> None:
-    """Rule: the first bytes of what cannot be opened are none."""
-    card(tmp_path, 0, RX)
-    assert only(tmp_path).first_bytes("device/gpu_metrics", 4) == b""
+def test_a_binary_attribute_that_is_absent_has_its_reason(tmp_path: Path) -> None:
+    """Rule: what cannot be opened is missing with the reason, a folder in its place too."""
+    folder = card(tmp_path, 0, RX)
+    with pytest.raises(ReadingMissing, match="the driver has no device/gpu_metrics"):
+        only(tmp_path).whole("device/gpu_metrics")
+    (folder / "device/gpu_metrics").mkdir()
+    with pytest.raises(ReadingMissing, match="device/gpu_metrics: Is a directory"):
+        only(tmp_path).whole("device/gpu_metrics")
+
+
+def test_the_first_source_that_tells_counts() -> None:
+    """Rule: of several sources the first that gives a value is taken; else all reasons are told."""
+
+    def silent(reason: str) -> float:
+        raise ReadingMissing(reason)
+
+    assert drm.first(lambda: silent("no sensor"), lambda: 2, lambda: 3) == 2
+    with pytest.raises(ReadingMissing, match=r"^no sensor; no table$"):
+        drm.first(
+            lambda: silent("no sensor"), lambda: silent("no table"), lambda: silent("no sensor")
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "generation"),
+    [("2.5 GT/s PCIe", 1), ("16.0 GT/s PCIe", 4), ("64.0 GT/s PCIe", 6), ("Unknown", None)],
+)
+def test_a_links_speed_is_a_generation(tmp_path: Path, text: str, generation: int | None) -> None:
+    """Rule: the transfer rate tells the generation; an unknown one is missing with its text."""
+    card(tmp_path, 0, RX, {"device/current_link_speed": text})
+    if generation is None:
+        with pytest.raises(ReadingMissing, match="holds 'Unknown'"):
+            only(tmp_path).link_generation()
+    else:
+        assert only(tmp_path).link_generation() == generation

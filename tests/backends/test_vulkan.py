@@ -8,16 +8,21 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
+import msgspec
 import psutil
 import pytest
 
 from exo.gpu.backend import ComputeAbility, MemoryHandle, PinningAbility, TelemetryAbility
-from exo.gpu.backends import vulkan_drivers
+from exo.gpu.backends import host, vulkan_drivers, vulkan_listing
 from exo.gpu.backends.vulkan import VulkanGPUBackend
+from exo.gpu.backends.webgpu import WebGPUDevice
+from exo.gpu.telemetry.probe import FIGURES
 from exo.gpu.vocabulary.device import HOST_POOL, DeviceClass, GPUDevice
 from exo.gpu.vocabulary.errors import (
     BackendError,
@@ -222,7 +227,7 @@ def devices_of(*drivers: tuple[str, list[dict[str, object]]]) -> list[GPUDevice]
         {"manifest": f"{library}.json", "library": library, "devices": devices}
         for library, devices in drivers
     ]
-    return [device for device, _ in vulkan_drivers.distinct(answers)]
+    return [listed.device for listed in vulkan_drivers.distinct(answers)]
 
 
 def test_a_card_is_known_by_its_uuid() -> None:
@@ -265,6 +270,55 @@ def test_two_cards_with_one_uuid_stay_two() -> None:
     assert (first.driver_index, second.driver_index) == (0, 1)
 
 
+def test_a_process_budget_is_told_as_such_and_only_where_the_driver_tells(
+    both: VulkanGPUBackend,
+) -> None:
+    """Rule: each heap has its size; a budget is one process's, and None without the extension."""
+    for device in both.list_devices():
+        (heap,) = both.heaps(device.device_id)
+        assert heap.device_local
+        assert heap.size_bytes > 0
+        assert heap.budget_bytes is None
+    with pytest.raises(NoSuchDevice):
+        both.heaps("vulkan:7")
+    heaps = [{"size_bytes": 24, "device_local": True, "budget_bytes": 20}]
+    (listed,) = vulkan_drivers.distinct(
+        [{"manifest": "nvidia.json", "devices": [CARD | {"heaps": heaps}]}]
+    )
+    assert listed.heaps == (vulkan_drivers.MemoryHeap(24, True, 20),)
+
+
+class BudgetDriver:
+    """The ``vulkan`` package over a card with two heaps and VK_EXT_memory_budget."""
+
+    VK_MEMORY_HEAP_DEVICE_LOCAL_BIT = 1
+
+    class VkPhysicalDeviceMemoryBudgetPropertiesEXT:
+        def __init__(self) -> None:
+            self.heapBudget = [0] * 16
+
+    class VkPhysicalDeviceMemoryProperties2:
+        def __init__(self, pNext: object) -> None:  # noqa: N803 - Vulkan's own name
+            self.next = pNext
+
+    def vkGetPhysicalDeviceMemoryProperties(self, handle: object) -> SimpleNamespace:  # noqa: N802
+        heaps = [SimpleNamespace(size=8 * MIB, flags=1), SimpleNamespace(size=MIB, flags=0)]
+        return SimpleNamespace(memoryHeapCount=2, memoryHeaps=heaps)
+
+    @staticmethod
+    def memory2(handle: object, asked: VkPhysicalDeviceMemoryProperties2) -> None:
+        asked.next.heapBudget[:2] = [6 * MIB, MIB // 2]
+
+
+def test_a_budget_is_read_heap_by_heap() -> None:
+    """Rule: with the extension each heap has what the driver grants one process, else nothing."""
+    driver = BudgetDriver()
+    with_it = vulkan_listing._heaps(driver, object(), driver.memory2)
+    assert [heap["budget_bytes"] for heap in with_it] == [6 * MIB, MIB // 2]
+    assert [heap["device_local"] for heap in with_it] == [True, False]
+    assert all("budget_bytes" not in heap for heap in vulkan_listing._heaps(driver, 0, None))
+
+
 # Telemetry
 
 
@@ -304,15 +358,16 @@ def test_a_cards_memory_use_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None
 def test_memory_comes_back_as_it_was_written(
     both: VulkanGPUBackend, tell: Callable[[], None]
 ) -> None:
-    """Rule: 64 MiB written, read, and copied across both drivers, are equal byte for byte."""
+    """Rule: 256 MiB written, read, and copied across both drivers, are equal byte for byte."""
     tell()
-    data = os.urandom(64 * MIB)
+    data = os.urandom(256 * MIB)
 
     async def roundtrip() -> None:
         handles = [
             await both.allocate(device.device_id, len(data)) for device in both.list_devices()
         ]
         await both.copy_to_device(data, handles[0])
+        assert await both.copy_from_device(handles[0], 0, len(data)) == data
         await both.copy_device_to_device(handles[0], handles[1], len(data))
         assert await both.copy_from_device(handles[1], 0, len(data)) == data
         for handle in handles:
@@ -379,10 +434,10 @@ def test_bad_handles_are_errors(both: VulkanGPUBackend) -> None:
 
 
 @pytest.mark.parametrize("driver", ["llvmpipe", "SwiftShader"])
-def test_freeing_gives_the_memory_back(both: VulkanGPUBackend, driver: str) -> None:
-    """Rule: 100 allocations, writes and frees of 4 MiB leave the process no larger."""
+def test_a_thousand_allocations_and_frees_cost_nothing(both: VulkanGPUBackend, driver: str) -> None:
+    """Rule: 1,000 times 1 MiB taken, written and freed: the process is no larger than before."""
     device = by_name(both, driver)
-    data = bytes(4 * MIB)
+    data = bytes(MIB)
 
     async def churn(times: int) -> None:
         for _ in range(times):
@@ -390,10 +445,32 @@ def test_freeing_gives_the_memory_back(both: VulkanGPUBackend, driver: str) -> N
             await both.copy_to_device(data, handle)
             await both.deallocate(handle)
 
-    anyio.run(churn, 20)
-    before = psutil.Process().memory_info().rss
     anyio.run(churn, 100)
-    assert psutil.Process().memory_info().rss < before + 100 * MIB
+    before = psutil.Process().memory_info().rss
+    anyio.run(churn, 1000)
+    assert psutil.Process().memory_info().rss < before + 32 * MIB
+
+
+def test_pieces_that_fill_the_pool_end_in_an_error(
+    both: VulkanGPUBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: many pieces together take no more than the pool has free, whichever driver has them."""
+    free = 64 * MIB
+    full = host.HostMemory(total_bytes=1024 * MIB, used_bytes=1024 * MIB - free)
+    monkeypatch.setattr(host, "memory", lambda: full)
+
+    async def fill() -> None:
+        names = [device.device_id for device in both.list_devices()]
+        handles = [await both.allocate(names[count % 2], 16 * MIB) for count in range(4)]
+        for name in names:
+            with pytest.raises(OutOfDeviceMemory, match="free"):
+                await both.allocate(name, 4)
+        await both.deallocate(handles.pop())
+        handles.append(await both.allocate(names[0], 16 * MIB))
+        for handle in handles:
+            await both.deallocate(handle)
+
+    anyio.run(fill)
 
 
 def test_shutdown_frees_and_is_harmless_twice(both: VulkanGPUBackend) -> None:
@@ -445,6 +522,48 @@ def test_a_shader_that_is_refused_is_an_error(
         both.compute(device.device_id, shader, [bytes(256)], 256, groups)
     assert "\n" not in str(caught.value)
     assert both.compute(device.device_id, DOUBLE, [bytes(256)], 256, (1, 1, 1)) == bytes(256)
+
+
+# Speed
+
+
+@pytest.mark.parametrize("driver", ["llvmpipe", "SwiftShader"])
+def test_every_operation_of_a_probe_does_the_work_that_it_counts(
+    both: VulkanGPUBackend, driver: str
+) -> None:
+    """Rule: each figure's operation runs on the driver, and twice the amount is twice the work."""
+    speed = both.speed(by_name(both, driver))
+    operations = speed.operations()
+    assert (set(operations), speed.reasons) == (set(FIGURES), {})
+    for operation in operations.values():
+        assert operation(2) == 2 * operation(1) > 0
+    assert operations["memory_gbps"](1) == 2 * 64 * MIB  # read and written
+    speed.close()
+    speed.close()
+
+
+def test_a_pinned_process_opens_its_device_without_a_listing(both: VulkanGPUBackend) -> None:
+    """Rule: one adapter is the device whatever it is called; among several the name decides."""
+    llvmpipe = by_name(both, "llvmpipe")
+    fresh = VulkanGPUBackend()
+    place = next(index for index in (0, 1) if WebGPUDevice(index).name == llvmpipe.name)
+    right = msgspec.structs.replace(llvmpipe, driver_index=place)
+    fresh.speed(right).close()
+    with pytest.raises(BackendError, match="not surely"):
+        fresh.speed(msgspec.structs.replace(llvmpipe, driver_index=1 - place))
+
+
+def test_a_compiler_does_not_drop_the_work(both: VulkanGPUBackend) -> None:
+    """Rule: sixteen times the multiply-adds take longer, so they are done."""
+    speed = both.speed(by_name(both, "llvmpipe"))
+    work = speed.operations()["fp32_gflops"]
+    seconds = []
+    for amount in (64, 1024):
+        started = time.perf_counter()
+        work(amount)
+        seconds.append(time.perf_counter() - started)
+    assert seconds[1] > 2 * seconds[0]
+    speed.close()
 
 
 # Pinning

@@ -68,6 +68,16 @@ def test_shaders_are_compiled_once_and_forgotten_in_time(
         assert len(device._pipelines) <= 2
 
 
+def test_a_shader_starts_on_buffers_that_stay(device: WebGPUDevice) -> None:
+    """Rule: a dispatch works on the caller's own buffers, and repeated copies copy once or often."""
+    first, second = device.create_buffer(64), device.create_buffer(64)
+    device.dispatch(SHADER.replace("NUMBER", "7"), [first], (1, 1, 1))
+    device.copy(first, second, 64, times=3)
+    assert device.read(second, 0, 4) == (7).to_bytes(4, "little")
+    with pytest.raises(BackendError, match="garbage"):
+        device.dispatch("garbage", [first], (1, 1, 1))
+
+
 def test_a_device_that_is_gone_is_lost(
     device: WebGPUDevice, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 GIB = 2**30
 
@@ -101,3 +101,20 @@ def exo_gpu(
         return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
     return run
+
+
+@pytest.fixture
+def remembered(state_folder: Path) -> Path:
+    """A registry that knows a card which is not in this machine; its path."""
+    path = Path(os.environ["EXO_GPU_REGISTRY"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    device = {
+        "device_id": "cuda:7",
+        "name": "NVIDIA Museum Piece",
+        "vendor": "NVIDIA",
+        "backend": "cuda",
+        "hardware_id": "GPU-0123",
+    }
+    known = {"backend": "cuda", "key": "GPU-0123", "device": device, "last_seen": 1_600_000_000}
+    path.write_text(json.dumps({"known": [known]}))
+    return path

@@ -80,7 +80,7 @@ def test_json_is_one_object_with_everything(script, exo_gpu):
         GONE,
     )
     report = json.loads(exo_gpu("devices", "--json").stdout)
-    assert set(report) == {"devices", "findings"}
+    assert set(report) == {"devices", "findings", "missing", "links"}
     well, gone = report["devices"]
     assert set(GPUDevice.__struct_fields__) < set(well)
     assert well["sample"]["compute_utilization_percent"] == 0
@@ -146,3 +146,33 @@ def test_devices_are_listed_where_the_lease_store_cannot_be_used(
     assert done.returncode == 0
     assert "cuda:0" in done.stdout
     assert "leases are not shown" in done.stderr
+
+
+def test_a_missing_device_is_shown_until_it_is_forgotten(remembered, exo_gpu):
+    """Rule: what was here before is shown with its name, when it was seen, and why it is not."""
+    done = exo_gpu("devices")
+    assert done.returncode == 0
+    text = " ".join(done.stdout.split())
+    assert "Missing: cuda:7 (NVIDIA Museum Piece), last seen 2020-09-1" in text
+    (missing,) = json.loads(exo_gpu("devices", "--json").stdout)["missing"]
+    assert missing["device"]["device_id"] == "cuda:7"
+    assert missing["last_seen"] == 1_600_000_000
+    assert missing["reason"]
+    refused = exo_gpu("devices", "--forget", "cuda:9")
+    assert refused.returncode != 0
+    assert "missing: cuda:7" in refused.stderr
+    forgotten = exo_gpu("devices", "--forget", "GPU-0123")
+    assert (forgotten.returncode, forgotten.stderr) == (0, "exo-gpu: forgotten: cuda:7\n")
+    assert "Missing" not in forgotten.stdout
+    assert json.loads(exo_gpu("devices", "--json").stdout)["missing"] == []
+
+
+def test_a_refresh_asks_the_drivers_again(remembered, exo_gpu):
+    """Rule: what the drivers said before is used, unless somebody asks for a new answer."""
+    answers = {"vulkan": {"some environment": "an answer that no driver gave"}}
+    kept = json.loads(remembered.read_text()) | {"answers": answers}
+    remembered.write_text(json.dumps(kept))
+    assert exo_gpu("devices").returncode == 0
+    assert "some environment" in json.loads(remembered.read_text())["answers"]["vulkan"]
+    assert exo_gpu("devices", "--refresh").returncode == 0
+    assert "some environment" not in json.loads(remembered.read_text())["answers"]["vulkan"]

@@ -89,6 +89,26 @@ def test_a_device_that_cannot_be_pinned_is_warned_of(devices):
     assert all("cannot be pinned" in warning for warning in findings["warnings"])
 
 
+def test_missing_devices_and_the_registry_are_shown(remembered, exo_gpu):
+    """Rule: what is missing is named with what drops it, and the registry with its place."""
+    text = " ".join(exo_gpu("doctor").stdout.split())
+    assert "missing cuda:7 (NVIDIA Museum Piece)" in text
+    assert "exo-gpu devices --forget cuda:7" in text
+    assert f"registry {remembered}" in text
+
+
+def test_a_registry_that_cannot_be_used_is_said(exo_gpu, tmp_path):
+    """Rule: a read-only place costs nothing else, and is named."""
+    (tmp_path / "file").touch()
+    place = str(tmp_path / "file" / "devices.json")
+    report = json.loads(exo_gpu("doctor", "--json", EXO_GPU_REGISTRY=place).stdout)
+    assert report["registry"]["path"] == place
+    assert "was not written" in report["registry"]["problem"]
+    assert report["backends"][-1]["devices"]
+    text = " ".join(exo_gpu("doctor", EXO_GPU_REGISTRY=place).stdout.split())
+    assert "was not written" in text
+
+
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
     """The version of an installed exo-gpu whose extras need what is and what is not here."""

@@ -12,6 +12,7 @@ from exo.gpu.cli.render import (
     devices_table,
     doctor_report,
     memory,
+    moment,
     paragraphs,
     progress_line,
     reading,
@@ -169,6 +170,14 @@ def test_doctor_says_what_is_missing_and_what_to_do():
                 {"backend": "cpu", "devices": {}, "reason": "", "hint": "", "support": {}},
             ],
             "software_drivers": [{"name": "llvmpipe", "manifest": None, "device_id": "vulkan:0"}],
+            "missing": [
+                {
+                    "device": {"device_id": "cuda:7", "name": "Old card"},
+                    "last_seen": 1_600_000_000.0,
+                    "reason": "gone",
+                }
+            ],
+            "registry": {"path": "/home/devices.json", "problem": "read-only"},
             "lease_store": {
                 "path": "/dev/shm/exo-gpu",
                 "shared_by": "all users",
@@ -192,9 +201,13 @@ def test_doctor_says_what_is_missing_and_what_to_do():
         "rocm      no kernel driver",
         "          to do: load amdgpu",
         "cpu       works, and has no device",
+        f"missing   cuda:7 (Old card), last seen {moment(1_600_000_000.0)}: gone",
+        "          to drop it: exo-gpu devices --forget cuda:7",
         "software  llvmpipe: manifest not known",
         "leases    /dev/shm/exo-gpu (in memory), shared by all users",
         "          it is full",
+        "registry  /home/devices.json",
+        "          read-only",
         "extra     ray: not installed (ray): pip install 'exo-gpu[ray]'",
         "extra     tui: installed",
         "variable  CUDA_VISIBLE_DEVICES=0,1",

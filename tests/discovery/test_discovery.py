@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exo.gpu.backend import GPUBackend
 from exo.gpu.discovery import (
     DiscoveryReport,
     GPUDiscoveryService,
@@ -23,41 +22,9 @@ from exo.gpu.discovery import (
 )
 from exo.gpu.vocabulary.device import DeviceClass, GPUDevice
 from exo.gpu.vocabulary.errors import BackendUnavailable
+from tests.discovery.scripted import device, service
 
 UUID = "01234567-89ab-cdef-0123-456789abcdef"
-
-
-class Scripted(GPUBackend):
-    """A backend whose search is a function of the test's."""
-
-    def __init__(self, name: str, search: Callable[[], list[GPUDevice]]) -> None:
-        super().__init__()
-        self.name = name
-        self.search = search
-
-    def find(self) -> list[GPUDevice]:
-        found = self.search()
-        self._devices = {device.device_id: device for device in found}
-        return found
-
-
-def device(device_id: str, **facts: Any) -> GPUDevice:
-    return GPUDevice(device_id, "Card", "Vendor", device_id.split(":", maxsplit=1)[0], **facts)
-
-
-def service(*answers: tuple[str, Any], **options: Any) -> GPUDiscoveryService:
-    """A service over backends that answer with devices, or raise, or call."""
-
-    def search(answer: Any) -> Callable[[], list[GPUDevice]]:
-        def run() -> list[GPUDevice]:
-            if isinstance(answer, Exception):
-                raise answer
-            return answer() if callable(answer) else answer
-
-        return run
-
-    backends = {name: Scripted(name, search(answer)) for name, answer in answers}
-    return GPUDiscoveryService(backends=backends, **options)
 
 
 def ids(report: DiscoveryReport) -> list[str]:
@@ -127,6 +94,8 @@ def test_a_uuid_that_two_devices_share_joins_one_of_them() -> None:
     assert ids(one) == ["cuda:0", "vulkan:1"]
     unclear = service(("vulkan", twins), ("cuda", [device("cuda:0", hardware_id=UUID)])).discover()
     assert ids(unclear) == ["vulkan:0", "vulkan:1", "cuda:0"]
+    assert f"vulkan:0 and vulkan:1 bear the same identity {UUID}" in unclear.findings[0].reason
+    assert not unclear.findings[0].failed
 
 
 def test_devices_without_identity_are_never_joined() -> None:

@@ -19,7 +19,14 @@ CARD = {"device_id": "cuda:0", "name": "Card", "vendor": "NVIDIA", "backend": "f
 
 def test_names_are_in_the_order_of_preference() -> None:
     """Rule: vendors' own backends before Vulkan, the host last."""
-    assert GPUBackendFactory.names() == ("cuda", "rocm", "level_zero", "vulkan", "cpu")
+    assert GPUBackendFactory.names() == (
+        "cuda",
+        "rocm",
+        "level_zero",
+        "metal",
+        "vulkan",
+        "cpu",
+    )
     for name, backend in GPUBackendFactory.make_all({}).items():
         assert isinstance(backend, GPUBackend)
         assert backend.name == name

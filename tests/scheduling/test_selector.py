@@ -176,6 +176,18 @@ class TestOrder:
     def test_equal_scores_break_by_free_memory(self):
         assert order(pick(state("cuda:0", 24, 12), state("cuda:1", 48, 24))) == ["cuda:1", "cuda:0"]
 
+    def test_before_that_they_break_by_measured_speed(self):
+        """What a probe measured counts more than free memory, and less than the score."""
+        slow = msgspec.structs.replace(state("cuda:0", 48, 24), measured_gflops=100.0)
+        fast = msgspec.structs.replace(state("cuda:1", 24, 12), measured_gflops=2000.0)
+        never = state("cuda:2", 80, 40)
+        decision = pick(slow, fast, never)
+        assert order(decision) == ["cuda:1", "cuda:0", "cuda:2"]
+        assert "measured at 2,000 GFLOP/s: breaks ties" in decision.ranking[0].notes
+        assert not any("measured" in note for note in decision.ranking[2].notes)
+        better = state("cuda:3", 24, 2)
+        assert order(pick(fast, better)) == ["cuda:3", "cuda:1"]
+
     def test_then_by_identity_with_numbers_as_numbers(self):
         cards = [state(f"vulkan:{index}") for index in (10, 2, 1)]
         assert order(pick(*cards)) == ["vulkan:1", "vulkan:2", "vulkan:10"]
@@ -280,6 +292,33 @@ def test_never_is_true_only_when_no_wait_helps(states, request):
         for one in states
     ]
     assert decision.never == (not select(snapshot(*recovered), request).chosen)
+
+
+speeds = st.none() | st.sampled_from([0.0, 10.0, 500.0])
+
+
+@given(tables, requests, st.lists(speeds, min_size=8, max_size=8))
+def test_measured_speed_decides_between_equals_only(states, request, figures):
+    """Who may serve, and every score, are as without; within one score the faster comes first."""
+    measured = [
+        msgspec.structs.replace(one, measured_gflops=figure)
+        for one, figure in zip(states, figures, strict=False)
+    ]
+    plain, decision = select(snapshot(*states), request), select(snapshot(*measured), request)
+    assert decision.refusals == plain.refusals
+    assert sorted(order(decision)) == sorted(order(plain))
+    assert [one.total for one in decision.ranking] == [one.total for one in plain.ranking]
+    speed = {one.device.device_id: one.measured_gflops or 0.0 for one in measured}
+    known = {one.device.device_id: one for one in measured}
+    for first, second in itertools.pairwise(decision.ranking):
+        one, other = known[first.device_id], known[second.device_id]
+        same = (one.device.device_class, one.health, one.sample is None) == (
+            other.device.device_class,
+            other.health,
+            other.sample is None,
+        )
+        if same and first.total == second.total:
+            assert speed[first.device_id] >= speed[second.device_id]
 
 
 class TestDeviceSelector:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import tempfile
-import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,46 +10,36 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from exo.gpu.backend import on_daemon_thread
-from exo.gpu.factory import FIND_SECONDS, GPUBackendFactory
-from exo.gpu.vocabulary.device import GPUDevice
-from exo.gpu.vocabulary.errors import BackendUnavailable
-from exo.gpu.vocabulary.messages import WireValue
+from exo.gpu.asking import Question
+from exo.gpu.backend import PinningAbility, on_daemon_thread
+from exo.gpu.backends import pci
+from exo.gpu.factory import FAKE_VARIABLE, FIND_SECONDS, GPUBackendFactory
+from exo.gpu.merging import merge, shared_identities
+from exo.gpu.recollection import Recollection, changes, recollect, standing
+from exo.gpu.registry import Contents, DeviceRegistry, hand_over, left_behind, open_default
+from exo.gpu.topology import joined, placed, renamed
+from exo.gpu.vocabulary.errors import NoSuchDevice
+from exo.gpu.vocabulary.inventory import ChangeKind, DeviceChange, DiscoveryReport, Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from exo.gpu.backend import GPUBackend
+    from exo.gpu.labelled import LabelledBackend
+    from exo.gpu.vocabulary.device import GPUDevice
+    from exo.gpu.vocabulary.links import Link
 
-logger = logging.getLogger("exo.gpu.discovery")
-
-
-class Finding(WireValue, frozen=True, kw_only=True):
-    """What one backend found, or why it found nothing; ``seconds`` is how long it took."""
-
-    backend: str
-    devices: tuple[GPUDevice, ...] = ()
-    reason: str = ""
-    hint: str = ""
-    """What to install or change."""
-    seconds: float = 0.0
-    failed: bool = False
-    """True when the backend broke or hung, false when it is merely absent here."""
-
-
-class DiscoveryReport(WireValue, frozen=True, kw_only=True):
-    """All devices, each once: best class first, then in the order of backends and indices."""
-
-    devices: tuple[GPUDevice, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    """One per backend, before devices seen twice were merged."""
+# How devices are joined is asked last; a driver that has not told it by then is left behind.
+LINK_SECONDS = 2.0
 
 
 class GPUDiscoveryService:
     """Asks every backend at once and merges what is the same device.
 
-    ``registry_path`` names a JSON file that each discovery replaces with its report.
-    ``deadline_seconds`` bounds every backend; one that hangs is left behind on its daemon thread.
+    ``registry`` keeps labels and slow drivers' answers; ``registry_path`` names its file, and
+    without either nothing is kept. ``deadline_seconds`` bounds every backend; one that hangs is
+    left behind on its daemon thread. ``environ`` says what is hidden, by default the process's own;
+    ``sysfs`` is where the PCI bus is looked at.
     """
 
     def __init__(
@@ -61,32 +48,92 @@ class GPUDiscoveryService:
         *,
         backends: Mapping[str, GPUBackend] | None = None,
         deadline_seconds: float = FIND_SECONDS,
+        registry: DeviceRegistry | None = None,
+        environ: Mapping[str, str] | None = None,
+        sysfs: Path = pci.SYSFS,
     ) -> None:
-        self._registry_path = Path(registry_path) if registry_path is not None else None
+        if registry is None and registry_path is not None:
+            registry = DeviceRegistry(Path(registry_path))
+        self.registry = registry
+        self._environ = environ
+        scripted = (os.environ if environ is None else environ).get(FAKE_VARIABLE)
+        self._sysfs = None if scripted else sysfs
         self._backends = None if backends is None else dict(backends)
+        self._views: dict[str, LabelledBackend] = {}
         self._deadline_seconds = deadline_seconds
-        self._asked: dict[str, _Question] = {}
+        self._asked: dict[str, Question] = {}
+        self._stuck: dict[str, Question] = {}
         self._report = DiscoveryReport()
+
+    @classmethod
+    def of_this_user(cls, environ: Mapping[str, str]) -> GPUDiscoveryService:
+        """Every backend, with the user's registry; scripted devices are kept nowhere."""
+        return cls(
+            backends=GPUBackendFactory.make_all(environ),
+            registry=None if environ.get(FAKE_VARIABLE) else open_default(environ),
+            environ=environ,
+        )
 
     @property
     def backends(self) -> dict[str, GPUBackend]:
-        """The backends by name; made on first use."""
+        """The backends by name, made on first use; they know their devices by their labels."""
+        return {**self._own_backends, **self._views}
+
+    @property
+    def _own_backends(self) -> dict[str, GPUBackend]:
         if self._backends is None:
-            self._backends = GPUBackendFactory.make_all()
+            self._backends = GPUBackendFactory.make_all(self._environ)
         return self._backends
 
-    def discover(self) -> DiscoveryReport:
-        """Find every device; blocks at most for the deadline and never raises for a driver."""
-        ends = time.monotonic() + self._deadline_seconds
-        for name, backend in self.backends.items():
-            old = self._asked.get(name)
-            if old is None or old.finding is not None:
-                self._asked[name] = _Question(name, backend)
-        findings = tuple(self._asked[name].wait(ends) for name in self.backends)
-        self._report = DiscoveryReport(devices=_merge(findings), findings=findings)
-        if self._registry_path is not None:
-            _write(self._registry_path, self._report)
+    def discover(
+        self, *, refresh: bool = False, deadline_seconds: float | None = None
+    ) -> DiscoveryReport:
+        """Find every device; blocks at most for the deadline and never raises for a driver.
+
+        With ``refresh`` slow drivers are asked too where their last answer would do.
+        ``deadline_seconds`` is this search's own, in place of the service's.
+        """
+        ends = time.monotonic() + (deadline_seconds or self._deadline_seconds)
+        backends = self._own_backends
+        self._recall(refresh=refresh)
+        for name, backend in backends.items():
+            self._ask(name, backend)
+        findings = tuple(self._asked[name].wait(ends) for name in backends)
+        ends = min(ends, time.monotonic() + LINK_SECONDS)
+        told = {name: list(self._asked[name].links(ends)) for name in backends}
+        self._report = self._keep(self._placed(findings), told)
         return self._report
+
+    @property
+    def report(self) -> DiscoveryReport:
+        """What the last discovery found; empty before the first."""
+        return self._report
+
+    def forget(self, device_id: str) -> tuple[str, ...]:
+        """Drop a missing device from the registry; its labels, which are given back, become free.
+
+        Raises:
+            NoSuchDevice: for an id that no missing device has.
+
+        """
+        missing = self._report.missing
+        for one in missing:
+            names = (one.device.device_id, *one.device.aliases)
+            if device_id in {*names, one.device.hardware_id}:
+                rest = tuple(other for other in missing if other is not one)
+                self._report = msgspec.structs.replace(self._report, missing=rest)
+                self._strike(names)
+                return names
+        known = ", ".join(one.device.device_id for one in missing) or "none"
+        raise NoSuchDevice(f"there is no missing device {device_id!r} (missing: {known})")
+
+    def _strike(self, names: tuple[str, ...]) -> None:
+        def change(old: Contents) -> tuple[Contents, dict[str, Any]]:
+            known = tuple(one for one in old.known if one.device.device_id not in names)
+            return msgspec.structs.replace(old, known=known), self._report.to_dict()
+
+        if self.registry is not None:
+            self.registry.update(change)
 
     async def discover_all_devices(self) -> dict[str, Any]:
         """Find every device without blocking the event loop.
@@ -106,6 +153,27 @@ class GPUDiscoveryService:
             "findings": [finding.to_dict() for finding in report.findings],
         }
 
+    async def watch(self, interval: float = 5.0) -> AsyncGenerator[DeviceChange]:
+        """What comes and goes from now on, found by searching every ``interval`` seconds.
+
+        The first search is the standard of comparison. A driver that hangs costs one thread, not
+        one per search, and what it had found before counts as there until it answers again.
+        """
+        import anyio
+
+        before = await on_daemon_thread(self.discover, name="exo-gpu-discover")
+        gone = {one.device.hardware_id: one.device for one in before.missing}
+        while True:
+            await anyio.sleep(interval)
+            after = await on_daemon_thread(self.discover, name="exo-gpu-discover")
+            for change in changes(before, after, gone):
+                if change.kind is ChangeKind.LOST:
+                    gone[change.device.hardware_id] = change.device
+                else:
+                    gone.pop(change.device.hardware_id, None)
+                yield change
+            before = standing(before, after)
+
     def get_device_by_id(self, device_id: str) -> GPUDevice | None:
         """The device that the last discovery found under an id, alias or hardware id."""
         for device in self._report.devices:
@@ -123,6 +191,87 @@ class GPUDiscoveryService:
                 return self.backends[finding.backend]
         return None
 
+    def _ask(self, name: str, backend: GPUBackend) -> None:
+        """Ask a backend anew, unless it still owes an answer; at most one thread of it hangs."""
+        old = self._asked.get(name)
+        if old is not None and old.finding is None:
+            return
+        if old is not None and not old.ended:
+            self._stuck[name] = old
+        stuck = self._stuck.get(name)
+        self._asked[name] = Question(name, backend, links=stuck is None or stuck.ended)
+
+    def _recall(self, *, refresh: bool) -> None:
+        """Hand the backends what their drivers said before."""
+        if self.registry is None:
+            return
+        answers = {} if refresh else self.registry.read().answers
+        for name, backend in self._own_backends.items():
+            hand_over(backend, answers.get(name, {}))
+
+    def _placed(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
+        """The findings, with what the bus knows of the devices, and twins of a backend named."""
+        named = map(_named_twins, findings)
+        if self._sysfs is None:
+            return tuple(named)
+        return tuple(
+            msgspec.structs.replace(finding, devices=placed(finding.devices, self._sysfs))
+            for finding in named
+        )
+
+    def _keep(
+        self, findings: tuple[Finding, ...], told: Mapping[str, list[Link]]
+    ) -> DiscoveryReport:
+        """The report under labels that stay, and the registry brought up to date."""
+        if self.registry is None:
+            devices = merge(finding.devices for finding in findings)
+            report = DiscoveryReport(devices=devices, findings=findings)
+            return self._linked(report, {}, told)
+        hidden = {name for name in self._own_backends if self._hides(name)}
+        kept: list[Recollection] = []
+
+        def change(old: Contents) -> tuple[Contents, dict[str, Any]]:
+            now = recollect(old.known, findings, hidden=hidden, now=time.time())
+            now = msgspec.structs.replace(now, report=self._linked(now.report, now.labels, told))
+            kept.append(now)
+            return Contents(known=now.known, answers=self._answers(old)), now.report.to_dict()
+
+        self.registry.update(change)
+        for name, labels in kept[0].labels.items():
+            self._rename(name, labels)
+        return kept[0].report
+
+    def _linked(
+        self,
+        report: DiscoveryReport,
+        labels: Mapping[str, Mapping[str, str]],
+        told: Mapping[str, list[Link]],
+    ) -> DiscoveryReport:
+        """The report with how its devices are joined, as far as their drivers told."""
+        links = [renamed(link, labels.get(name, {})) for name, own in told.items() for link in own]
+        return msgspec.structs.replace(report, links=joined(report.devices, links, self._sysfs))
+
+    def _hides(self, name: str) -> bool:
+        """True where a variable is set that can hide devices of a backend."""
+        environ = os.environ if self._environ is None else self._environ
+        backend = self._own_backends[name]
+        hiding = backend.hiding() if isinstance(backend, PinningAbility) else {}
+        return any(variable in environ for variable in hiding)
+
+    def _rename(self, name: str, labels: Mapping[str, str]) -> None:
+        """Let callers name the devices of a backend by their labels."""
+        if name not in self._views:
+            if all(given == own for given, own in labels.items()):
+                return
+            from exo.gpu.labelled import LabelledBackend
+
+            self._views[name] = LabelledBackend(self._own_backends[name])
+        self._views[name].rename(labels)
+
+    def _answers(self, old: Contents) -> dict[str, dict[str, str]]:
+        new = {name: left_behind(backend) for name, backend in self._own_backends.items()}
+        return old.answers | {name: answers for name, answers in new.items() if answers is not None}
+
     async def shutdown(self) -> None:
         """Let go of every driver; harmless twice."""
         for backend in (self._backends or {}).values():
@@ -138,109 +287,11 @@ async def discover_gpu_devices(registry_path: str | Path | None = None) -> dict[
         await service.shutdown()
 
 
-class _Question:
-    """One backend asked for its devices on its own daemon thread."""
-
-    def __init__(self, name: str, backend: GPUBackend) -> None:
-        self.finding: Finding | None = None
-        self._name = name
-        self._began = time.monotonic()
-        self._done = threading.Event()
-        threading.Thread(
-            target=self._ask, args=(backend,), name=f"exo-gpu-find-{name}", daemon=True
-        ).start()
-
-    def wait(self, ends: float) -> Finding:
-        self._done.wait(max(0.0, ends - time.monotonic()))
-        if self.finding is not None:
-            return self.finding
-        seconds = time.monotonic() - self._began
-        reason = f"the driver gave no answer within {seconds:.1f} s"
-        logger.warning("%s: %s", self._name, reason)
-        return Finding(backend=self._name, reason=reason, seconds=seconds, failed=True)
-
-    def _ask(self, backend: GPUBackend) -> None:
-        devices: Sequence[GPUDevice] = ()
-        reason, hint, failed = "", "", False
-        try:
-            devices = backend.find()
-            reason = backend.remark or ("" if devices else "its driver lists no device")
-        except BackendUnavailable as error:
-            reason, hint = error.reason, error.hint
-        except Exception as error:
-            # The vendor-read border: whatever a driver does must not hide the other vendors.
-            logger.warning("%s: finding devices failed", self._name, exc_info=True)
-            reason, failed = f"{type(error).__name__}: {error}", True
-        self.finding = Finding(
-            backend=self._name,
-            devices=tuple(devices),
-            reason=reason,
-            hint=hint,
-            seconds=time.monotonic() - self._began,
-            failed=failed,
-        )
-        self._done.set()
-
-
-def _merge(findings: Sequence[Finding]) -> tuple[GPUDevice, ...]:
-    """Each physical device once, under the first backend that found it."""
-    merged: list[GPUDevice] = []
-    for finding in findings:
-        alone = list(range(len(merged)))  # a card is the twin of one device per backend at most
-        for device in finding.devices:
-            place = _twin(device, merged, alone)
-            if place is None:
-                merged.append(device)
-            else:
-                merged[place] = _joined(merged[place], device)
-                alone.remove(place)
-    return tuple(sorted(merged, key=lambda device: device.device_class.rank))
-
-
-def _twin(device: GPUDevice, known: Sequence[GPUDevice], places: Sequence[int]) -> int | None:
-    """Place of the one device of another backend that is the same piece of hardware."""
-    for same in (_same_uuid, _same_address):
-        matches = [place for place in places if same(device, known[place])]
-        if len(matches) == 1:
-            return matches[0]
-    return None
-
-
-def _same_uuid(one: GPUDevice, other: GPUDevice) -> bool:
-    if one.pci_address and other.pci_address and one.pci_address != other.pci_address:
-        return False
-    return _uuid(one) == _uuid(other) != ""
-
-
-def _same_address(one: GPUDevice, other: GPUDevice) -> bool:
-    return one.pci_address is not None and one.pci_address == other.pci_address
-
-
-def _uuid(device: GPUDevice) -> str:
-    """The 32 hexadecimal digits of a UUID, however the vendor writes it; else empty."""
-    digits = device.hardware_id.lower().removeprefix("gpu-").replace("-", "")
-    return digits if len(digits) == 32 and not set(digits) - set("0123456789abcdef") else ""
-
-
-def _joined(primary: GPUDevice, twin: GPUDevice) -> GPUDevice:
-    """The first backend's view, completed by what only the other one knows."""
-    facts = {
-        field: getattr(twin, field)
-        for field in primary.__struct_fields__
-        if getattr(primary, field) is None
-    }
-    aliases = (*primary.aliases, twin.device_id, *twin.aliases)
-    return msgspec.structs.replace(primary, **facts, aliases=aliases)
-
-
-def _write(path: Path, report: DiscoveryReport) -> None:
-    """Replace the registry file in one step; a failure is logged, not raised."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=path.name, delete=False
-        ) as draft:
-            draft.write(report.to_json())
-        os.replace(draft.name, path)  # noqa: PTH105 - Path.replace would need a second Path
-    except OSError as error:
-        logger.warning("the registry %s was not written: %s", path, error)
+def _named_twins(finding: Finding) -> Finding:
+    """The finding, and in its reason the devices whose driver gave them one identity."""
+    shared = shared_identities(finding.devices)
+    if not shared:
+        return finding
+    return msgspec.structs.replace(
+        finding, reason="; ".join(filter(None, (finding.reason, shared)))
+    )

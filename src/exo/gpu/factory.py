@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,13 @@ _HOMES = {
     "cuda": ("exo.gpu.backends.cuda", "CudaBackend"),
     "rocm": ("exo.gpu.backends.rocm", "RocmBackend"),
     "level_zero": ("exo.gpu.backends.level_zero", "LevelZeroBackend"),
+    "metal": ("exo.gpu.backends.metal", "MetalBackend"),
     "vulkan": ("exo.gpu.backends.vulkan", "VulkanGPUBackend"),
     "cpu": ("exo.gpu.backends.cpu", "CPUBackend"),
 }
+
+# Backends that exist on one operating system only, by Python's name of it.
+_ONLY_ON = {"metal": "darwin"}
 
 # Finding devices is given this long per backend; a driver that hangs is left behind.
 FIND_SECONDS = 10.0
@@ -58,14 +63,18 @@ class GPUBackendFactory:
 
     @classmethod
     def make_all(cls, environ: Mapping[str, str] | None = None) -> dict[str, GPUBackend]:
-        """All backends by name, best first; only the fake one where a script is named."""
+        """All backends of this operating system by name, best first.
+
+        Only the fake one where a script is named.
+        """
         environment = os.environ if environ is None else environ
         script = environment.get(FAKE_VARIABLE)
         if script:
             from exo.gpu.backends.fake import FakeBackend
 
             return {"fake": FakeBackend(script, environ=environ)}
-        return {name: cls.make(name, environ=environ) for name in _HOMES}
+        here = [name for name in _HOMES if _ONLY_ON.get(name, sys.platform) == sys.platform]
+        return {name: cls.make(name, environ=environ) for name in here}
 
     @classmethod
     async def create_backend(cls, name: str | None = None) -> GPUBackend:

@@ -1,62 +1,37 @@
 /* A fake NVIDIA management library: it stands where libnvidia-ml.so.1 does.
  *
- * The file named in EXO_GPU_FAKE_NVML describes it, one "device.field=value" a line, and is read
- * again whenever it changed. A value "!3" makes the call return NVML's error 3; a field that is
- * not there is "not supported" (3). Fields of a device: uuid, name, pci (0000:01:00.0),
- * memory.total, memory.used, memory.reserved, memory_v2 (only for an error), utilization,
- * temperature, temperature_v, power (mW), clock, clock.max, capability (8.9), handle (only for an
- * error), lost_after (calls until the GPU is lost), block (a FIFO: every call waits for its end). Without a device: init, count, driver.
+ * It is described by the file of description.h. A value "!3" makes the call return NVML's error 3;
+ * a field that is not there is "not supported" (3). A device is "0", a MIG instance "0.mig.1".
+ * Fields: uuid, name, pci (0000:01:00.0), memory.total, memory.used, memory.reserved, memory_v2
+ * (only for an error), utilization, utilization.memory, temperature, temperature_v (else
+ * temperature), temperature.memory, power, power.average, power.instant, power.limit (mW), energy (mJ), clock,
+ * clock.memory, clock.max, capability (8.9), throttle, throttle_old (bit masks), fan,
+ * pcie.generation, pcie.width, ecc.{volatile,aggregate}.{corrected,uncorrected}, processes and
+ * graphics ("pid:bytes,pid:-"), mig (1: on), units, numa, ancestor.N, p2p.N, nvlink.N ("switch" or
+ * a PCI address), handle (only for an error), lost_after (calls until the GPU is lost), latency
+ * (ms a call), xid ("serial:code", an event once per serial), block (a FIFO: every call waits for
+ * its end). Without a device: init, count, driver, events.
  *
  * As the driver does, it counts initialisations, lets handles die at the last shutdown, and is
  * uninitialised in a forked child. Built with -DHALF it lacks the newer half of its functions.
  */
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#include "description.h"
+#include <time.h>
 
 enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
-       INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15 };
+       INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, TIMED_OUT = 10, GPU_IS_LOST = 15 };
 
-#define MOST_LINES 4096
-#define MOST_DEVICES 64
-#define LINE 256
+#define MOST_INSTANCES 8
 
-typedef struct { int index, generation, calls; } Device;
+typedef struct Device {
+    char key[32];
+    int generation, calls;
+    struct Device *parent;
+    char xid_seen[32];
+} Device;
 
-static char lines[MOST_LINES][LINE];
-static int line_count;
-static struct stat read_as;
-static Device devices[MOST_DEVICES];
+static Device devices[MOST_DEVICES], instances[MOST_DEVICES][MOST_INSTANCES];
 static int users, generation, owner;
-
-static void reload(void) {
-    const char *path = getenv("EXO_GPU_FAKE_NVML");
-    struct stat now;
-    if (!path || stat(path, &now)) { line_count = 0; return; }
-    if (now.st_mtim.tv_sec == read_as.st_mtim.tv_sec && now.st_size == read_as.st_size &&
-        now.st_mtim.tv_nsec == read_as.st_mtim.tv_nsec && now.st_ino == read_as.st_ino)
-        return;
-    FILE *file = fopen(path, "r");
-    line_count = 0;
-    while (file && line_count < MOST_LINES && fgets(lines[line_count], LINE, file)) {
-        lines[line_count][strcspn(lines[line_count], "\n")] = 0;
-        line_count++;
-    }
-    if (file) fclose(file);
-    read_as = now;
-}
-
-/* The text behind "name=", or NULL. */
-static const char *value(const char *name) {
-    size_t length = strlen(name);
-    for (int i = 0; i < line_count; i++)
-        if (!strncmp(lines[i], name, length) && lines[i][length] == '=')
-            return lines[i] + length + 1;
-    return NULL;
-}
 
 static int ask(const char *name, const char **text) {
     *text = value(name);
@@ -71,10 +46,13 @@ static int ready(void) {
 }
 
 static int lost(Device *device) {
-    char name[LINE];
-    snprintf(name, LINE, "%d.lost_after", device->index);
-    const char *text = value(name);
+    const char *text = value_of(device->key, "lost_after");
     return text && device->calls++ >= atoi(text) ? GPU_IS_LOST : SUCCESS;
+}
+
+static void pause_for(long milliseconds) {
+    struct timespec length = {milliseconds / 1000, milliseconds % 1000 * 1000000};
+    nanosleep(&length, NULL);
 }
 
 static void wait_for_end(const char *fifo) {
@@ -90,10 +68,11 @@ static int field(Device *device, const char *name, const char **text) {
     if (code) return code;
     if (!device || device->generation != generation) return INVALID_ARGUMENT;
     if ((code = lost(device))) return code;
-    snprintf(full, LINE, "%d.block", device->index);
-    const char *block = value(full);
+    const char *block = value_of(device->key, "block");
+    const char *latency = value_of(device->key, "latency");
     if (block) wait_for_end(block);
-    snprintf(full, LINE, "%d.%s", device->index, name);
+    if (latency) pause_for(atoi(latency));
+    snprintf(full, LINE, "%s.%s", device->key, name);
     return ask(full, text);
 }
 
@@ -132,25 +111,51 @@ static int count_devices(void) {
     }
 }
 
-static int open_device(int index, Device **result) {
-    char name[LINE];
-    const char *text = value((snprintf(name, LINE, "%d.handle", index), name));
+static int open_device(Device *device, const char *key, Device *parent, Device **result) {
+    const char *text = value_of(key, "handle");
     if (text && text[0] == '!') return atoi(text + 1);
-    if (devices[index].generation != generation) devices[index].calls = 0;
-    devices[index].index = index;
-    devices[index].generation = generation;
-    *result = &devices[index];
-    return lost(&devices[index]);
+    if (device->generation != generation) {
+        device->calls = 0;
+        device->xid_seen[0] = 0;
+    }
+    snprintf(device->key, sizeof device->key, "%s", key);
+    device->generation = generation;
+    device->parent = parent;
+    *result = device;
+    return lost(device);
 }
 
-static int find_device(const char *key, const char *wanted, Device **result) {
-    char name[LINE];
+static int open_place(int index, Device **result) {
+    char key[32];
+    snprintf(key, sizeof key, "%d", index);
+    return open_device(&devices[index], key, NULL, result);
+}
+
+static int open_instance(Device *parent, int place, Device **result) {
+    char key[64];
+    int index = (int)(parent - devices);
+    if (place >= MOST_INSTANCES) return INVALID_ARGUMENT;
+    snprintf(key, sizeof key, "%d.mig.%d", index, place);
+    if (!value_of(key, "uuid")) return NOT_FOUND;
+    return open_device(&instances[index][place], key, parent, result);
+}
+
+static int find_device(const char *name, const char *wanted, Device **result) {
+    char key[64];
     int code = ready();
     if (code) return code;
     for (int i = 0; i < count_devices(); i++) {
-        snprintf(name, LINE, "%d.%s", i, key);
-        const char *text = value(name);
-        if (text && !strcasecmp(text, wanted)) return open_device(i, result);
+        snprintf(key, sizeof key, "%d", i);
+        const char *text = value_of(key, name);
+        if (text && !strcasecmp(text, wanted)) return open_place(i, result);
+        for (int j = 0; j < MOST_INSTANCES; j++) {
+            snprintf(key, sizeof key, "%d.mig.%d", i, j);
+            text = value_of(key, name);
+            if (!text || strcasecmp(text, wanted)) continue;
+            Device *parent;
+            code = open_place(i, &parent);
+            return code ? code : open_instance(parent, j, result);
+        }
     }
     return NOT_FOUND;
 }
@@ -160,7 +165,7 @@ int nvmlInitWithFlags(unsigned flags) {
     (void)flags;
     if (owner != getpid()) users = 0;
     reload();
-    if (!line_count) return DRIVER_NOT_LOADED;
+    if (!table || !table->count) return DRIVER_NOT_LOADED;
     if (value("init")) return ask("init", &text);
     if (!users) generation++;
     users++;
@@ -201,7 +206,7 @@ int nvmlDeviceGetCount_v2(unsigned *result) {
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device **result) {
     int code = ready();
     if (code) return code;
-    return (int)index < count_devices() ? open_device(index, result) : INVALID_ARGUMENT;
+    return (int)index < count_devices() ? open_place((int)index, result) : INVALID_ARGUMENT;
 }
 
 int nvmlDeviceGetHandleByUUID(const char *uuid, Device **result) {
@@ -219,8 +224,10 @@ int nvmlDeviceGetName(Device *device, char *target, unsigned size) {
 typedef struct { unsigned gpu, memory; } Utilization;
 
 int nvmlDeviceGetUtilizationRates(Device *device, Utilization *result) {
+    int code = whole(device, "utilization", &result->gpu);
     result->memory = 0;
-    return whole(device, "utilization", &result->gpu);
+    if (!code) whole(device, "utilization.memory", &result->memory);
+    return code;
 }
 
 int nvmlDeviceGetPowerUsage(Device *device, unsigned *milliwatts) {
@@ -264,12 +271,13 @@ int nvmlDeviceGetMemoryInfo_v2(Device *device, MemoryV2 *result) {
 typedef struct { unsigned version; int sensor, celsius; } TemperatureV;
 
 int nvmlDeviceGetTemperatureV(Device *device, TemperatureV *result) {
-    return whole(device, "temperature_v", (unsigned *)&result->celsius);
+    unsigned *celsius = (unsigned *)&result->celsius;
+    int own = value_of(device->key, "temperature_v") != NULL;
+    return whole(device, own ? "temperature_v" : "temperature", celsius);
 }
 
 int nvmlDeviceGetClockInfo(Device *device, int kind, unsigned *mhz) {
-    (void)kind;
-    return whole(device, "clock", mhz);
+    return whole(device, kind == 2 ? "clock.memory" : "clock", mhz);
 }
 
 int nvmlDeviceGetMaxClockInfo(Device *device, int kind, unsigned *mhz) {
@@ -290,14 +298,20 @@ typedef struct {
     char bus_id[32];
 } PciInfo;
 
-int nvmlDeviceGetPciInfo_v3(Device *device, PciInfo *result) {
-    const char *text;
-    int code = field(device, "pci", &text);
-    if (code) return code;
+static int read_pci(const char *text, PciInfo *result) {
     if (sscanf(text, "%x:%x:%x", &result->domain, &result->bus, &result->device) != 3)
         return INVALID_ARGUMENT;
     copy(text, result->bus_id, sizeof result->bus_id);
     copy(text, result->legacy, sizeof result->legacy);
     return SUCCESS;
 }
+
+int nvmlDeviceGetPciInfo_v3(Device *device, PciInfo *result) {
+    const char *text;
+    int code = field(device, "pci", &text);
+    return code ? code : read_pci(text, result);
+}
 #endif
+
+#include "beyond.h"
+#include "peers.h"

@@ -21,13 +21,52 @@ H100 = {
     "clock": 1410,
     "clock.max": 1980,
     "capability": "9.0",
+    "utilization.memory": 21,
+    "clock.memory": 1593,
+    "temperature.memory": 61,
+    "power.average": 120_000,
+    "power.instant": 131_072,
+    "power.limit": 350_000,
+    "energy": 987_654_321,
+    "fan": 30,
+    "throttle": "0x0",
+    "ecc.volatile.corrected": 2,
+    "ecc.volatile.uncorrected": 0,
+    "ecc.aggregate.corrected": 7,
+    "ecc.aggregate.uncorrected": 1,
+    "pcie.generation": 5,
+    "pcie.width": 16,
 }
 T4 = H100 | {"name": "Tesla T4", "memory.total": 16 * GIB, "memory.used": 0, "capability": "7.5"}
 
 
 def uuid(index: int) -> str:
-    """The UUID of a fake GPU: full length, and different from the first digit on."""
-    return f"GPU-{index}f1e2d3c-aaaa-bbbb-cccc-{index:012d}"
+    """The UUID of a fake GPU: full length, and unlike every other from the third digit on."""
+    return f"GPU-{index % 16:x}f{index // 16:x}e2d3c-aaaa-bbbb-cccc-{index:012d}"
+
+
+def mig_uuid(index: int, place: int) -> str:
+    """The UUID of a fake MIG instance."""
+    return f"MIG-{index:x}{place:x}0e2d3c-dddd-eeee-ffff-{index:04d}{place:08d}"
+
+
+def cut(gpu: dict[str, object], index: int, sizes: dict[int, int]) -> dict[str, object]:
+    """A GPU in MIG mode with instances, by their places, of so many bytes."""
+    fields: dict[str, object] = {"mig": 1, "bar1.total": 2**27}
+    for place, size in sizes.items():
+        facts = {
+            "uuid": mig_uuid(index, place),
+            "name": f"{gpu['name']} MIG {place}g",
+            "memory.total": size,
+            "memory.used": size // 4,
+            "memory.reserved": 0,
+            "units": 16,
+            "bar1.total": 2**27,
+            "ecc.volatile.corrected": 0,
+            "ecc.volatile.uncorrected": 0,
+        }
+        fields |= {f"mig.{place}.{name}": value for name, value in facts.items()}
+    return gpu | fields
 
 
 def build(folder: Path, *, half: bool = False) -> Path:

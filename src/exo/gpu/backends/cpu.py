@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exo.gpu.backends import host
+from exo.gpu.backends.cpu_speed import NumPySpeed
 from exo.gpu.backends.host_buffers import HostBufferBackend
 from exo.gpu.backends.support import support_level
 from exo.gpu.vocabulary.device import HOST_POOL, DeviceClass, GPUDevice
@@ -98,6 +99,11 @@ class CPUBackend(HostBufferBackend):
     def hiding(self) -> dict[str, str | None]:
         """Nothing: the CPU cannot be hidden."""
         return {}
+
+    def speed(self, device: GPUDevice) -> NumPySpeed:  # noqa: ARG002 - the one there is
+        """What can be timed here; for the process that measures."""
+        free = host.memory(self._root).free_bytes
+        return NumPySpeed(free_bytes=free, cores=host.usable_cores(self._root))
 
     def _room(self, device: GPUDevice) -> tuple[int, int]:  # noqa: ARG002 - the one there is
         memory = host.memory(self._root)

@@ -30,7 +30,12 @@ _REASONS = {
     errno.ENODATA: "the driver has no data for {name} at the moment",
     errno.EBUSY: "the device was too busy to tell {name}",
     errno.EOPNOTSUPP: "this device does not support {name}",
+    errno.EINVAL: "the driver refuses to tell {name}",
+    errno.EIO: "reading {name} failed: Input/output error",
 }
+
+# PCIe transfer rates in GT/s -> generation (PCI Express base specification).
+_GENERATIONS = {"2.5": 1, "5.0": 2, "8.0": 3, "16.0": 4, "32.0": 5, "64.0": 6}
 
 
 class Card:
@@ -61,6 +66,11 @@ class Card:
         return self._event.get("PCI_SLOT_NAME", "").lower() or None
 
     @property
+    def place(self) -> str:
+        """What stays the same while it is plugged in: its place on the bus, else its folder."""
+        return self.pci_address or self.path.name
+
+    @property
     def sleeping(self) -> bool:
         """True when powered down; reading most driver attributes would then wake it."""
         return self._optional("device/power/runtime_status") in {"suspended", "suspending"}
@@ -78,10 +88,7 @@ class Card:
             try:
                 return (self.path / name).read_text(errors="replace").strip()
             except OSError as error:
-                if error.errno in _GONE:
-                    raise DeviceLost(f"{self.path}: {error.strerror}") from error
-                pattern = _REASONS.get(error.errno or 0, f"{{name}}: {error.strerror}")
-                reasons.append(pattern.format(name=name))
+                reasons.append(self._reason(name, error))
         raise ReadingMissing(reasons[0])
 
     def number_of(self, *names: str, low: int = 0, high: int = _LARGEST) -> int:
@@ -101,13 +108,39 @@ class Card:
             raise ReadingMissing(f"{names[0]} holds {number}, which is no reading")
         return number
 
-    def first_bytes(self, name: str, count: int) -> bytes:
-        """The first bytes of a binary attribute; empty when it cannot be read."""
+    def whole(self, name: str) -> bytes:
+        """A binary attribute.
+
+        Raises:
+            ReadingMissing: with the reason, when it cannot be read.
+            DeviceLost: when the device is gone.
+
+        """
         try:
-            with (self.path / name).open("rb") as stream:
-                return stream.read(count)
-        except OSError:
-            return b""
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise ReadingMissing(self._reason(name, error)) from error
+
+    def names(self, pattern: str) -> list[str]:
+        """Names of the attributes that match, in order; none where they cannot be listed."""
+        return sorted(str(path.relative_to(self.path)) for path in self.path.glob(pattern))
+
+    def link_generation(self, folder: str = "device") -> int:
+        """Generation of the PCIe link (``lspci -vv``, LnkSta) from its transfer rate.
+
+        ``folder`` is the PCI device whose link upwards is meant.
+
+        Raises:
+            ReadingMissing: with the reason.
+            DeviceLost: when the device is gone.
+
+        """
+        name = f"{folder}/current_link_speed"
+        text = self.text(name)
+        generation = _GENERATIONS.get(text.partition(" ")[0])
+        if generation is None:
+            raise ReadingMissing(f"{name} holds {text[:40]!r}")
+        return generation
 
     def hwmon(self) -> str:
         """Name of the folder with the card's sensors, as an attribute's is.
@@ -139,6 +172,11 @@ class Card:
                 return by_label[label]
         raise ReadingMissing(f"no {kind} sensor labelled {' or '.join(wanted)}")
 
+    def _reason(self, name: str, error: OSError) -> str:
+        if error.errno in _GONE:
+            raise DeviceLost(f"{self.path}: {error.strerror}") from error
+        return _REASONS.get(error.errno or 0, f"{{name}}: {error.strerror}").format(name=name)
+
     def _optional(self, name: str) -> str:
         try:
             return (self.path / name).read_text(errors="replace").strip()
@@ -158,7 +196,7 @@ def cards(root: Path = SYSFS, *, vendor: str) -> list[Card]:
     return sorted(found, key=lambda card: (card.pci_address or "", card.number))
 
 
-def gather(calls: dict[str, Callable[[], float]]) -> tuple[dict[str, Any], dict[str, str]]:
+def gather(calls: dict[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str]]:
     """Values of the calls that gave one, and the reasons of those that did not.
 
     Raises:
@@ -173,6 +211,23 @@ def gather(calls: dict[str, Callable[[], float]]) -> tuple[dict[str, Any], dict[
         except ReadingMissing as reason:
             missing[name] = str(reason)
     return values, missing
+
+
+def first(*calls: Callable[[], Value]) -> Value:
+    """The value of the first call that gives one.
+
+    Raises:
+        ReadingMissing: with the reasons of all, when none does.
+        DeviceLost: when the device is gone.
+
+    """
+    reasons: dict[str, None] = {}
+    for call in calls:
+        try:
+            return call()
+        except ReadingMissing as reason:
+            reasons[str(reason)] = None
+    raise ReadingMissing("; ".join(reasons))
 
 
 def optional(call: Callable[[], Value]) -> Value | None:

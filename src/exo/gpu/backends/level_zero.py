@@ -1,21 +1,24 @@
-"""Intel: cards of the i915 and xe drivers, read from sysfs and hwmon."""
+"""Intel: cards of the i915 and xe drivers, read from sysfs, hwmon and fdinfo."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exo.gpu.backend import GPUBackend
-from exo.gpu.backends import drm
+from exo.gpu.backends import drm, drm_clients, level_zero_readings
+from exo.gpu.backends.counter_rates import CounterRates
 from exo.gpu.backends.support import support_level
 from exo.gpu.vocabulary.device import HOST_POOL, GPUDevice
-from exo.gpu.vocabulary.errors import BackendError, BackendUnavailable, ReadingMissing
+from exo.gpu.vocabulary.errors import BackendError, BackendUnavailable, DeviceLost
 from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from exo.gpu.backend import DeviceProcess
 
 INTEL = "8086"
 MASK = "ZE_AFFINITY_MASK"
@@ -29,27 +32,34 @@ _UNSELECTIVE = {"", "*:*", "*:gpu", "level_zero:*", "level_zero:gpu"}
 _NO_DEVICE = "999"
 
 # Of xe, then of i915; both in MHz.
-_CLOCKS = ("device/tile0/gt0/freq0/act_freq", "gt_act_freq_mhz")
 _LARGEST_CLOCKS = ("device/tile0/gt0/freq0/max_freq", "gt_max_freq_mhz")
-
-# Millidegrees Celsius of absolute zero.
-_LOWEST = -273_150
 
 # Intel's processors have their graphics at this place of the first bus.
 _INTEGRATED_PLACE = "0000:00:02.0"
 
 
 class LevelZeroBackend(GPUBackend):
-    """Intel GPUs on Linux. ``root`` is where the DRM cards lie."""
+    """Intel GPUs on Linux.
+
+    ``root`` is where the DRM cards lie, ``proc`` where the processes do, and ``clock`` gives
+    monotonic seconds.
+    """
 
     name = "level_zero"
 
     def __init__(
-        self, *, environ: Mapping[str, str] | None = None, root: Path | str = drm.SYSFS
+        self,
+        *,
+        environ: Mapping[str, str] | None = None,
+        root: Path | str = drm.SYSFS,
+        proc: Path | str = drm_clients.PROC,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self._environ = environ
         self._root = Path(root)
+        self._proc = Path(proc)
+        self._rates = CounterRates(clock)
         self._present: list[GPUDevice] = []
         self._cards: dict[str, drm.Card] = {}
 
@@ -63,18 +73,26 @@ class LevelZeroBackend(GPUBackend):
                 f"no card of the i915 or xe driver under {self._root}",
                 "load the driver: modprobe xe or i915; in a container, mount /sys",
             )
-        self._present = [self._describe(index, card) for index, card in enumerate(cards)]
-        self._cards = {
-            device.device_id: card for device, card in zip(self._present, cards, strict=True)
-        }
+        self._present = []
+        self._cards = {}
+        lost: list[str] = []
+        for card in cards:
+            try:
+                device = self._describe(len(self._present), card)
+            except DeviceLost as error:
+                lost.append(str(error))
+                continue
+            self._present.append(device)
+            self._cards[device.device_id] = card
         environ = os.environ if self._environ is None else self._environ
-        kept = _entries(environ, len(cards))
+        kept = _entries(environ, len(self._present))
         found = [device for place, device in enumerate(self._present) if kept.get(place)]
-        hidden = len(cards) - len(found)
+        hidden = len(self._present) - len(found)
         named = " and ".join(
             f"{name}={environ[name]!r}" for name in (MASK, SELECTOR) if name in environ
         )
-        self.remark = f"{named} hides {hidden} of {len(cards)} cards" if hidden else ""
+        note = [f"{named} hides {hidden} of {len(self._present)} cards"] if hidden else []
+        self.remark = "; ".join([*lost, *note])
         self._devices = {device.device_id: device for device in found}
         return found
 
@@ -91,20 +109,23 @@ class LevelZeroBackend(GPUBackend):
         if card.sleeping:
             missing = dict.fromkeys(READINGS, "the card sleeps and was not woken")
             return GPUMetrics(device_id, time.time(), missing_reasons=missing, sleeping=True)
-        calls: dict[str, Callable[[], Any]] = {
-            # hwmon speaks microwatts and millidegrees.
-            "power_watts": lambda: card.number_of(f"{card.hwmon()}/power1_input") / 1e6,
-            "temperature_celsius": lambda: _millidegrees(card) / 1e3,
-            "clock_rate_mhz": lambda: card.number_of(*_CLOCKS),
-        }
-        values, missing = drm.gather(calls)
+        source = level_zero_readings.Source(card, self._rates, self._proc)
+        values, missing = source.read()
         if not values:
             raise BackendError(f"{device_id} gave no reading: {missing['clock_rate_mhz']}")
-        # The query of used memory answers "0" or "all free" to users without CAP_PERFMON.
-        memory = "Intel's drivers tell memory to privileged programs only"
-        missing["memory_used_bytes"] = missing["memory_total_bytes"] = memory
-        missing["compute_utilization_percent"] = "Intel's drivers show no busy share in sysfs"
         return GPUMetrics(device_id, time.time(), **values, missing_reasons=missing)
+
+    def processes(self, device_id: str) -> list[DeviceProcess]:
+        """The processes that we may see, by their own account.
+
+        Raises:
+            BackendError: when the processes cannot be listed at all.
+
+        """
+        device = self.require(device_id)
+        return drm_clients.processes(
+            device.pci_address, integrated=device.memory_pool == HOST_POOL, proc=self._proc
+        )
 
     def pinning(
         self, devices: Sequence[GPUDevice], inherited: Mapping[str, str]
@@ -166,11 +187,3 @@ def _entries(environ: Mapping[str, str], count: int) -> dict[int, list[str]]:
         if place.isascii() and place.isdigit() and int(place) < count:
             kept.setdefault(int(place), []).append(entry)
     return kept
-
-
-def _millidegrees(card: drm.Card) -> int:
-    """The package's temperature (xe), or the one sensor that i915 has."""
-    try:
-        return card.number_of(card.labelled("temp", ["pkg"]), low=_LOWEST)
-    except ReadingMissing:
-        return card.number_of(f"{card.hwmon()}/temp1_input", low=_LOWEST)

@@ -8,7 +8,8 @@ from typing import Any
 from exo.gpu.vocabulary.errors import BackendError, BackendUnavailable, DeviceLost, ReadingMissing
 
 # NVML return codes (nvml.h, nvmlReturn_t).
-UNINITIALIZED, NOT_SUPPORTED, NO_PERMISSION = 1, 3, 4
+UNINITIALIZED, NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND = 1, 3, 4, 6
+INSUFFICIENT_SIZE, TIMED_OUT = 7, 10
 DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, FUNCTION_NOT_FOUND = 9, 12, 13
 GPU_IS_LOST, RESET_REQUIRED, VERSION_MISMATCH = 15, 16, 18
 
@@ -30,12 +31,12 @@ REASONS = {
 }
 # Errors that concern the whole device or library, never one reading alone.
 WHOLE = {UNINITIALIZED, GPU_IS_LOST, RESET_REQUIRED, VERSION_MISMATCH}
+# Errors after which the library is opened anew: the driver was replaced underneath.
+REOPEN = {UNINITIALIZED, VERSION_MISMATCH}
 
 # Values that drivers leak in place of "unknown" (nvml.h NVML_VALUE_NOT_AVAILABLE; DCGM's blanks).
 _SENTINELS = {0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF}
 _BLANK_FROM = 0x7FFFFFFFFFFFFFF0
-# Degrees Celsius that no silicon survives.
-_HOTTEST = 300
 
 
 def load(nvml: Any, library: str | None) -> None:
@@ -57,29 +58,17 @@ def load(nvml: Any, library: str | None) -> None:
 
 
 def memory(nvml: Any, handle: Any) -> tuple[int, int, int | None]:
-    """Total, used and reserved bytes; version 1 counts what is reserved as used."""
-    try:
-        now = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
-        reserved = real(now.reserved)
-    except nvml.NVMLError as error:
-        if error.value in WHOLE:
-            raise
-        now = nvml.nvmlDeviceGetMemoryInfo(handle)
-        reserved = None
+    """Total, used and reserved bytes."""
+    now = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
     total = real(now.total)
-    return total, real(now.used, most=total), reserved
+    return total, real(now.used, most=total), real(now.reserved)
 
 
-def temperature(nvml: Any, handle: Any) -> int:
-    """Degrees Celsius of the GPU itself, through whichever call the driver has."""
-    sensor = nvml.NVML_TEMPERATURE_GPU
-    try:
-        celsius = nvml.nvmlDeviceGetTemperature(handle, sensor)
-    except nvml.NVMLError as error:
-        if error.value not in {NOT_SUPPORTED, FUNCTION_NOT_FOUND}:
-            raise
-        celsius = nvml.nvmlDeviceGetTemperatureV(handle, sensor)
-    return real(celsius, most=_HOTTEST)
+def memory_of_old_drivers(nvml: Any, handle: Any) -> tuple[int, int, int | None]:
+    """Total and used bytes; what is reserved counts as used."""
+    now = nvml.nvmlDeviceGetMemoryInfo(handle)
+    total = real(now.total)
+    return total, real(now.used, most=total), None
 
 
 def unavailable(error: Any) -> BackendUnavailable:

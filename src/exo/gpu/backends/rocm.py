@@ -1,4 +1,4 @@
-"""AMD: cards of the amdgpu driver, read from sysfs and hwmon; nothing of AMD's to install."""
+"""AMD: cards of the amdgpu driver, read from sysfs alone; nothing of AMD's to install."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.backend import GPUBackend
-from exo.gpu.backends import drm
+from exo.gpu.backends import drm, drm_clients, kfd, rocm_readings
+from exo.gpu.backends.counter_rates import CounterRates
 from exo.gpu.backends.support import support_level
 from exo.gpu.backends.visibility import Visible, visible
 from exo.gpu.vocabulary.device import HOST_POOL, GPUDevice
-from exo.gpu.vocabulary.errors import BackendError, BackendUnavailable
+from exo.gpu.vocabulary.errors import (
+    BackendError,
+    BackendUnavailable,
+    DeviceLost,
+    ReadingMissing,
+)
 from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from exo.gpu.backend import DeviceProcess
 
 AMD = "1002"
 
@@ -24,24 +32,39 @@ AMD = "1002"
 # graphics inside (kernel, kgd_pp_interface.h).
 _FIRST_INTEGRATED_FORMAT = 2
 
-# Millidegrees Celsius of absolute zero.
-_LOWEST = -273_150
+# libdrm's list of marketing names: "device, revision, name" in hexadecimal.
+_NAMES = Path("/usr/share/libdrm/amdgpu.ids")
 
 # The lists that restrict AMD cards, in the order in which the layers apply them.
 _LISTS = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
 class RocmBackend(GPUBackend):
-    """AMD GPUs on Linux. ``root`` is where the DRM cards lie."""
+    """AMD GPUs on Linux.
+
+    ``root`` is where the DRM cards lie, ``proc`` where the processes do, ``names`` libdrm's list
+    of marketing names, ``topology`` where KFD's nodes lie, and ``clock`` gives monotonic seconds.
+    """
 
     name = "rocm"
 
     def __init__(
-        self, *, environ: Mapping[str, str] | None = None, root: Path | str = drm.SYSFS
+        self,
+        *,
+        environ: Mapping[str, str] | None = None,
+        root: Path | str = drm.SYSFS,
+        proc: Path | str = drm_clients.PROC,
+        names: Path | str = _NAMES,
+        topology: Path | str = kfd.TOPOLOGY,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self._environ = environ
         self._root = Path(root)
+        self._proc = Path(proc)
+        self._names = Path(names)
+        self._topology = Path(topology)
+        self._rates = CounterRates(clock)
         self._present: list[GPUDevice] = []
         self._cards: dict[str, tuple[drm.Card, bool]] = {}
 
@@ -55,13 +78,18 @@ class RocmBackend(GPUBackend):
             )
         self._present = []
         self._cards = {}
-        for index, card in enumerate(cards):
-            integrated = _integrated(card)
-            device = self._describe(index, card, integrated=integrated)
+        lost: list[str] = []
+        for card in cards:
+            try:
+                integrated = _integrated(card)
+                device = self._describe(len(self._present), card, integrated=integrated)
+            except DeviceLost as error:
+                lost.append(str(error))
+                continue
             self._present.append(device)
             self._cards[device.device_id] = (card, integrated)
         seen = self._visible(os.environ if self._environ is None else self._environ)
-        self.remark = seen.note
+        self.remark = "; ".join([*lost, *([seen.note] if seen.note else [])])
         found = [self._present[place] for place in seen.places]
         self._devices = {device.device_id: device for device in found}
         return found
@@ -80,26 +108,37 @@ class RocmBackend(GPUBackend):
             reason = "the card sleeps and was not woken"
             missing = dict.fromkeys(READINGS, reason)
             return GPUMetrics(device_id, time.time(), missing_reasons=missing, sleeping=True)
-        calls: dict[str, Callable[[], Any]] = {
-            "memory_used_bytes": lambda: _memory(card, "used", integrated=integrated),
-            "memory_total_bytes": lambda: _memory(card, "total", integrated=integrated),
-            "compute_utilization_percent": lambda: card.number_of(
-                "device/gpu_busy_percent", high=100
-            ),
-            # hwmon speaks microwatts, millidegrees and hertz.
-            "power_watts": lambda: _power_microwatts(card) / 1e6,
-            "temperature_celsius": lambda: (
-                card.number_of(card.labelled("temp", ["edge"]), low=_LOWEST) / 1e3
-            ),
-            "clock_rate_mhz": lambda: card.number_of(card.labelled("freq", ["sclk"])) / 1e6,
-        }
-        values, missing = drm.gather(calls)
+        values, missing = rocm_readings.read(card, integrated=integrated)
         if not values:
             raise BackendError(f"{device_id} gave no reading: {missing['memory_used_bytes']}")
-        if values.get("memory_used_bytes", 0) > values.get("memory_total_bytes", 0):
-            del values["memory_used_bytes"]
-            missing["memory_used_bytes"] = "the driver tells no total that it fits in"
+        if "compute_utilization_percent" not in values:
+            self._add_lower_bound(card, values, missing)
         return GPUMetrics(device_id, time.time(), **values, missing_reasons=missing)
+
+    def processes(self, device_id: str) -> list[DeviceProcess]:
+        """The processes that we may see, by their own account (``amd-smi process``).
+
+        Raises:
+            BackendError: when the processes cannot be listed at all.
+
+        """
+        self.require(device_id)
+        card, integrated = self._cards[device_id]
+        return drm_clients.processes(card.pci_address, integrated=integrated, proc=self._proc)
+
+    def _add_lower_bound(
+        self, card: drm.Card, values: dict[str, Any], missing: dict[str, str]
+    ) -> None:
+        """The work of the programs that we may see, where the card itself tells no busy share."""
+        try:
+            seen = drm_clients.clients(card.pci_address, proc=self._proc)
+            busy = drm_clients.busy_percent(seen, self._rates, card.place)
+        except BackendError as reason:
+            missing["compute_utilization_percent"] += f"; {reason}"
+            return
+        values["compute_utilization_percent"] = busy
+        values["utilization_is_lower_bound"] = True
+        del missing["compute_utilization_percent"]
 
     def pinning(
         self, devices: Sequence[GPUDevice], inherited: Mapping[str, str]
@@ -156,15 +195,21 @@ class RocmBackend(GPUBackend):
         # These two the driver keeps in memory: reading them wakes no card (amdgpu_pm.c,
         # amdgpu_vram_mgr.c), and without them a sleeping card would change its identity.
         unique = drm.optional(lambda: card.text("device/unique_id")) or ""
-        total = drm.optional(lambda: _memory(card, "total", integrated=integrated))
+        total = drm.optional(lambda: rocm_readings.memory(card, "total", integrated=integrated))
         identity = f"GPU-{unique}" if unique.strip("0") else card.pci_address or ""
+        node, clock = kfd.NOTHING, None
+        if not card.sleeping:
+            node = kfd.node(card.pci_address, self._topology)
+            clock = drm.optional(lambda: rocm_readings.largest_clock_mhz(card))
         return GPUDevice(
             device_id=f"rocm:{index}",
-            name=drm.optional(lambda: card.text("device/product_name"))
-            or f"AMD GPU [{card.pci_id}]",
+            name=self._name(card),
             vendor="AMD",
             backend=self.name,
             memory_bytes=total,
+            compute_capability=node.target,
+            compute_units=node.compute_units,
+            clock_rate_mhz=node.clock_rate_mhz or clock,
             support_level=support_level(self.name),
             driver_version=card.driver,
             hardware_id=identity,
@@ -172,21 +217,30 @@ class RocmBackend(GPUBackend):
             memory_pool=HOST_POOL if integrated else "",
         )
 
+    def _name(self, card: drm.Card) -> str:
+        """The card's own name, else the one libdrm lists for its ids, else the ids."""
+        own = drm.optional(lambda: card.text("device/product_name"))
+        if own:
+            return own
+        revision = drm.optional(lambda: card.text("device/revision")) or ""
+        wanted = (card.pci_id.partition(":")[2], revision.lower().removeprefix("0x"))
+        try:
+            lines = self._names.read_text(errors="replace").splitlines()
+        except OSError:
+            lines = []
+        for line in lines:
+            parts = [part.strip() for part in line.split(",", 2)]
+            if len(parts) == 3 and (parts[0].lower(), parts[1].lower()) == wanted:
+                return parts[2] or f"AMD GPU [{card.pci_id}]"
+        return f"AMD GPU [{card.pci_id}]"
+
 
 def _integrated(card: drm.Card) -> bool:
     """True for graphics inside a processor; a sleeping card is not asked, and is discrete."""
     if card.sleeping:
         return False
-    header = card.first_bytes("device/gpu_metrics", 4)
+    try:
+        header = card.whole("device/gpu_metrics")[:4]
+    except ReadingMissing:
+        return False
     return len(header) == 4 and header[2] >= _FIRST_INTEGRATED_FORMAT
-
-
-def _memory(card: drm.Card, what: str, *, integrated: bool) -> int:
-    """Bytes of video memory; where it is the machine's own, what is mapped counts too."""
-    own = card.number_of(f"device/mem_info_vram_{what}")
-    return own + card.number_of(f"device/mem_info_gtt_{what}") if integrated else own
-
-
-def _power_microwatts(card: drm.Card) -> int:
-    folder = card.hwmon()
-    return card.number_of(f"{folder}/power1_average", f"{folder}/power1_input")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from exo.gpu.backend import GPUBackend, MemoryHandle, on_daemon_thread
-from exo.gpu.backends import host, vulkan_drivers, vulkan_manifests
+from exo.gpu.backends import host, vulkan_answers, vulkan_drivers, vulkan_manifests
 from exo.gpu.backends.buffers import BufferTable
 from exo.gpu.backends.webgpu import AdapterKey, WebGPUDevice
+from exo.gpu.backends.webgpu_speed import WebGPUSpeed
 from exo.gpu.vocabulary.device import DeviceClass, GPUDevice
 from exo.gpu.vocabulary.errors import BackendError, BackendUnavailable
 from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics
@@ -45,7 +46,10 @@ class VulkanGPUBackend(GPUBackend):
         super().__init__()
         self._environ = environ
         self._driver_seconds = driver_seconds
+        self.answers: dict[str, str] | None = None
+        """What the drivers said before, kept by whoever sets it; None: nothing is kept."""
         self._keys: dict[str, tuple[AdapterKey, int]] = {}
+        self._heaps: dict[str, tuple[vulkan_drivers.MemoryHeap, ...]] = {}
         self._opened: dict[str, WebGPUDevice] = {}
         self._buffers: BufferTable[Any] = BufferTable()
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -59,7 +63,12 @@ class VulkanGPUBackend(GPUBackend):
                 "no Vulkan driver manifest was found",
                 "install a driver, such as Debian's mesa-vulkan-drivers",
             )
-        drivers = vulkan_drivers.ask(manifests, environ, driver_seconds=self._driver_seconds)
+        drivers = vulkan_answers.recall_or_ask(
+            self.answers,
+            manifests,
+            environ,
+            lambda: vulkan_drivers.ask(manifests, environ, driver_seconds=self._driver_seconds),
+        )
         self.remark = "; ".join(
             f"{driver['manifest']} {driver['reason']}" for driver in drivers if "reason" in driver
         )
@@ -67,13 +76,15 @@ class VulkanGPUBackend(GPUBackend):
         only = environ.get(INDEX_VARIABLE, "")
         keys: list[AdapterKey] = []
         found: list[GPUDevice] = []
-        for device, key in vulkan_drivers.distinct(drivers):
+        self._heaps = {}
+        for device, key, heaps in vulkan_drivers.distinct(drivers):
             rank = keys.count(key)
             keys.append(key)
             if only.isdigit() and len(manifests) == 1 and device.driver_index != int(only):
                 continue
             device_id = f"vulkan:{len(found)}"
             self._keys[device_id] = (key, rank)
+            self._heaps[device_id] = heaps
             found.append(msgspec.structs.replace(device, device_id=device_id))
         self._devices = {device.device_id: device for device in found}
         return found
@@ -96,6 +107,11 @@ class VulkanGPUBackend(GPUBackend):
             memory_total_bytes=total,
             missing_reasons=missing,
         )
+
+    def heaps(self, device_id: str) -> tuple[vulkan_drivers.MemoryHeap, ...]:
+        """The memories of a device (``vulkaninfo``), each with one process's budget where told."""
+        self.require(device_id)
+        return self._heaps[device_id]
 
     def pinning(
         self, devices: Sequence[GPUDevice], inherited: Mapping[str, str]
@@ -143,6 +159,27 @@ class VulkanGPUBackend(GPUBackend):
 
         """
         return self._open(device_id).compute(shader, inputs, output_bytes, groups)
+
+    def speed(self, device: GPUDevice) -> WebGPUSpeed:
+        """What can be timed on a device; for the process that measures, pinned to it.
+
+        There the drivers are not listed again: the device is known by its place among those of
+        the one visible driver, and by its name where that leaves a doubt.
+
+        Raises:
+            BackendError: when it cannot be told which adapter it is, or it does not open.
+
+        """
+        if device.device_id in self._keys:
+            opened = self._open(device.device_id)
+        else:
+            opened = WebGPUDevice(device.driver_index or 0)
+            if opened.choices > 1 and opened.name != device.name:
+                raise BackendError(f"{device.name} is not surely the adapter {opened.name}")
+        total, used = self._room(device)
+        free = None if total is None else total - (used or 0)
+        software = device.device_class is DeviceClass.SOFTWARE
+        return WebGPUSpeed(opened, free_bytes=free, software=software)
 
     async def shutdown(self) -> None:
         """Free what is still allocated and close the devices; harmless twice.

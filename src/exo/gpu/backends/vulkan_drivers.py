@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -86,11 +86,31 @@ def ask(
     return answer["drivers"]
 
 
-def distinct(drivers: Sequence[dict[str, Any]]) -> list[tuple[GPUDevice, AdapterKey]]:
+class MemoryHeap(NamedTuple):
+    """One memory of a device, as its driver lists it.
+
+    ``budget_bytes`` (VK_EXT_memory_budget) is what the driver then thought that one process
+    could have of it: an estimate for the asker alone, not what is free. None: not told.
+    """
+
+    size_bytes: int
+    device_local: bool
+    budget_bytes: int | None = None
+
+
+class Listed(NamedTuple):
+    """A device, how to find it among wgpu's adapters, and its memories."""
+
+    device: GPUDevice
+    key: AdapterKey
+    heaps: tuple[MemoryHeap, ...] = ()
+
+
+def distinct(drivers: Sequence[dict[str, Any]]) -> list[Listed]:
     """Each device once: a library with two manifests, or a card with two drivers, counts once."""
     libraries: set[str] = set()
     cards: set[str] = set()
-    found: list[tuple[GPUDevice, AdapterKey]] = []
+    found: list[Listed] = []
     for driver in drivers:
         library = driver.get("library", driver["manifest"])
         if library in libraries:
@@ -105,7 +125,8 @@ def distinct(drivers: Sequence[dict[str, Any]]) -> list[tuple[GPUDevice, Adapter
             names |= {device.hardware_id, device.pci_address or device.hardware_id}
             if not {device.hardware_id, device.pci_address} & cards:
                 key = AdapterKey(facts["vendor_id"], facts["device_id"], facts["name"])
-                found.append((device, key))
+                heaps = tuple(MemoryHeap(**heap) for heap in facts.get("heaps", ()))
+                found.append(Listed(device, key, heaps))
         cards |= names
     return found
 

@@ -118,24 +118,28 @@ def _list_driver(vulkan: Any, manifest: str) -> dict[str, Any]:
         )
     except vulkan.VkErrorIncompatibleDriver:  # no library, or no device of its vendor
         return {"devices": []}
-    properties2 = (
-        vulkan.vkGetInstanceProcAddr(instance, "vkGetPhysicalDeviceProperties2KHR")
+    # Both come with the first extension.
+    properties2, memory2 = (
+        vulkan.vkGetInstanceProcAddr(instance, f"vkGetPhysicalDevice{name}Properties2KHR")
         if _EXTENSIONS[0] in wanted
         else None
+        for name in ("", "Memory")
     )
     try:
         handles: list[Any] = vulkan.vkEnumeratePhysicalDevices(instance)
     except vulkan.VkErrorInitializationFailed:  # a driver without a device
         handles = []
-    devices = [_describe(vulkan, handle, properties2) for handle in handles]
+    devices = [_describe(vulkan, handle, properties2, memory2) for handle in handles]
     return {"devices": devices, "library": _loaded_library(named)}
 
 
-def _describe(vulkan: Any, handle: Any, properties2: Any) -> dict[str, Any]:
+def _describe(vulkan: Any, handle: Any, properties2: Any, memory2: Any) -> dict[str, Any]:
     plain = vulkan.vkGetPhysicalDeviceProperties(handle)
-    memory = vulkan.vkGetPhysicalDeviceMemoryProperties(handle)
-    heaps = [memory.memoryHeaps[place] for place in range(memory.memoryHeapCount)]
-    own = [heap.size for heap in heaps if heap.flags & vulkan.VK_MEMORY_HEAP_DEVICE_LOCAL_BIT]
+    offered = {
+        extension.extensionName
+        for extension in vulkan.vkEnumerateDeviceExtensionProperties(handle, None)
+    }
+    heaps = _heaps(vulkan, handle, memory2 if "VK_EXT_memory_budget" in offered else None)
     facts: dict[str, Any] = {
         "name": plain.deviceName,
         "kind": plain.deviceType,
@@ -143,20 +147,33 @@ def _describe(vulkan: Any, handle: Any, properties2: Any) -> dict[str, Any]:
         "device_id": plain.deviceID,
         "api_version": plain.apiVersion,
         "driver_version": plain.driverVersion,
-        "device_local_bytes": sum(own),
+        "device_local_bytes": sum(heap["size_bytes"] for heap in heaps if heap["device_local"]),
+        "heaps": heaps,
         "max_threads_per_block": plain.limits.maxComputeWorkGroupInvocations,
     }
     if properties2 is not None:
-        facts.update(_identity(vulkan, handle, properties2))
+        facts.update(_identity(vulkan, handle, properties2, offered))
     return facts
 
 
-def _identity(vulkan: Any, handle: Any, properties2: Any) -> dict[str, Any]:
+def _heaps(vulkan: Any, handle: Any, memory2: Any) -> list[dict[str, Any]]:
+    """Each heap's size and kind; with ``memory2`` also what the driver grants this process."""
+    memory = vulkan.vkGetPhysicalDeviceMemoryProperties(handle)
+    local = vulkan.VK_MEMORY_HEAP_DEVICE_LOCAL_BIT
+    heaps: list[dict[str, Any]] = [
+        {"size_bytes": heap.size, "device_local": bool(heap.flags & local)}
+        for heap in (memory.memoryHeaps[place] for place in range(memory.memoryHeapCount))
+    ]
+    if memory2 is not None:
+        budget = vulkan.VkPhysicalDeviceMemoryBudgetPropertiesEXT()
+        memory2(handle, vulkan.VkPhysicalDeviceMemoryProperties2(pNext=budget))
+        for place, heap in enumerate(heaps):
+            heap["budget_bytes"] = budget.heapBudget[place]
+    return heaps
+
+
+def _identity(vulkan: Any, handle: Any, properties2: Any, offered: set[str]) -> dict[str, Any]:
     """UUID, place on the PCI bus and the driver's own words about itself, where it tells."""
-    offered = {
-        extension.extensionName
-        for extension in vulkan.vkEnumerateDeviceExtensionProperties(handle, None)
-    }
     ids = vulkan.VkPhysicalDeviceIDProperties()
     chain, bus, driver = ids, None, None
     if "VK_EXT_pci_bus_info" in offered:

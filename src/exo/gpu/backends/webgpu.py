@@ -5,6 +5,7 @@ Which device it opens follows from the Vulkan drivers that this process can see.
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections import OrderedDict
@@ -47,7 +48,7 @@ class AdapterKey(NamedTuple):
 
 
 class WebGPUDevice:
-    """One adapter, opened. ``index`` counts the Vulkan adapters that this process can see.
+    """One adapter, opened. ``index`` counts the adapters of ``api`` that this process can see.
 
     With a ``key`` it counts the adapters with that key only, which is safe where several
     drivers are visible.
@@ -58,15 +59,22 @@ class WebGPUDevice:
 
     """
 
-    def __init__(self, index: int = 0, *, key: AdapterKey | None = None) -> None:
+    def __init__(
+        self, index: int = 0, *, key: AdapterKey | None = None, api: str = "Vulkan"
+    ) -> None:
+        self._api = api
         self._lock = threading.RLock()
         self._pipelines: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self._shared: Any = None
         self._wgpu = _import_wgpu()
         with self._errors():
-            adapter = self._find(index, key)
+            adapters = self._find(index, key)
+            adapter = adapters[index]
             self._limits: dict[str, int] = dict(adapter.limits)
             self._device: Any = adapter.request_device_sync(required_limits=self._limits)
             self._fence = self._buffer(_WORD, self._wgpu.BufferUsage.COPY_SRC)
+            self.choices = len(adapters)
+            """How many adapters ``index`` counted."""
         self.name: str = adapter.info["device"]
         self.driver: str = adapter.info["description"] or adapter.info["vendor"]
 
@@ -105,6 +113,16 @@ class WebGPUDevice:
                 for buffer in buffers:
                     buffer.destroy()
 
+    def dispatch(self, shader: str, buffers: list[Any], groups: tuple[int, int, int]) -> None:
+        """Start a shader on buffers of this device, the last of them its output; waits for nothing.
+
+        Raises:
+            BackendError: for a shader or sizes that the driver refuses, with its message.
+
+        """
+        with self._lock, self._errors():
+            self._dispatch(shader, buffers, groups)
+
     def create_buffer(self, size_bytes: int) -> Any:
         """Memory that can be written, read, copied and bound to shaders."""
         usage = self._wgpu.BufferUsage
@@ -121,13 +139,17 @@ class WebGPUDevice:
         with self._lock, self._errors():
             return self._read(buffer, offset_bytes, size_bytes)
 
-    def copy(self, source: Any, target: Any, size_bytes: int) -> None:
-        """Copy the first ``size_bytes`` between two buffers of this device."""
+    def copy(self, source: Any, target: Any, size_bytes: int, *, times: int = 1) -> None:
+        """Copy the first ``size_bytes`` between two buffers of this device.
+
+        ``times`` repeats it in one submission, for those who measure.
+        """
         whole = size_bytes - size_bytes % _WORD
         with self._lock, self._errors():
             if whole:
                 encoder = self._device.create_command_encoder()
-                encoder.copy_buffer_to_buffer(source, 0, target, 0, whole)
+                for _ in range(times):
+                    encoder.copy_buffer_to_buffer(source, 0, target, 0, whole)
                 self._device.queue.submit([encoder.finish()])
             if size_bytes > whole:
                 self._write(target, whole, self._read(source, whole, size_bytes - whole))
@@ -147,21 +169,22 @@ class WebGPUDevice:
         """Let go of the device; harmless twice."""
         with self._lock:
             self._pipelines.clear()
+            self._shared = None
             self._device.destroy()
 
-    def _find(self, index: int, key: AdapterKey | None) -> Any:
+    def _find(self, index: int, key: AdapterKey | None) -> list[Any]:
         with _enumeration, _quiet():
             found = self._wgpu.gpu.enumerate_adapters_sync()
         adapters = [  # OpenGL lists the same devices again
-            adapter for adapter in found if adapter.info["backend_type"] == "Vulkan"
+            adapter for adapter in found if adapter.info["backend_type"] == self._api
         ]
         if key is not None:
             adapters = [adapter for adapter in adapters if _key(adapter.info) == key]
         if index >= len(adapters):
             names = ", ".join(adapter.info["device"] for adapter in adapters) or "none"
             what = f" named {key.name}" if key is not None else ""
-            raise BackendError(f"there is no Vulkan adapter {index}{what} (there is: {names})")
-        return adapters[index]
+            raise BackendError(f"there is no {self._api} adapter {index}{what} (there is: {names})")
+        return adapters
 
     def _settle(self) -> None:
         """Wait for the queue by reading a word behind everything else.
@@ -197,11 +220,30 @@ class WebGPUDevice:
     def _read(self, buffer: Any, offset: int, size: int) -> bytes:
         before = offset % _WORD
         first, end = offset - before, -(-(offset + size) // _WORD) * _WORD
-        pieces: list[bytes] = []
+        if size == 0:
+            return b""
+        out = io.BytesIO()  # what it holds becomes the result without another copy
+        out.seek(end - first - 1)
+        out.write(b"\0")
+        out.seek(0)
         for start in range(first, end, _PIECE_BYTES):
-            length = min(_PIECE_BYTES, end - start)
-            pieces.append(bytes(self._device.queue.read_buffer(buffer, start, length)))
-        return b"".join(pieces)[before : before + size]
+            self._fetch(buffer, start, min(_PIECE_BYTES, end - start), out)
+        data = out.getvalue()
+        return data if len(data) == size else data[before : before + size]
+
+    def _fetch(self, buffer: Any, start: int, length: int, out: io.BytesIO) -> None:
+        """One piece through memory that the driver shares with us, taken once and kept."""
+        if self._shared is None:
+            usage = self._wgpu.BufferUsage
+            self._shared = self._buffer(_PIECE_BYTES, usage.COPY_DST | usage.MAP_READ)
+        encoder = self._device.create_command_encoder()
+        encoder.copy_buffer_to_buffer(buffer, start, self._shared, 0, length)
+        self._device.queue.submit([encoder.finish()])
+        self._shared.map_sync(self._wgpu.MapMode.READ, 0, length)
+        try:
+            out.write(self._shared.read_mapped(0, length, copy=False))
+        finally:
+            self._shared.unmap()
 
     def _dispatch(self, shader: str, buffers: list[Any], groups: tuple[int, int, int]) -> None:
         pipeline = self._pipeline(shader, len(buffers))

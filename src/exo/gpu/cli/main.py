@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "devices": "List every device and what it is doing now.",
     "doctor": "Say per backend what was found, or why not and what to install.",
+    "probe": "Measure how fast each device really is.",
     "select": "Choose devices for a piece of work, and say why.",
     "run": "Run a command pinned to the device that suits it best.",
     "map": "Run a command for every item, spread over the devices.",

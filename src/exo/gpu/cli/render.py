@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import textwrap
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.vocabulary.snapshot import Health
@@ -13,6 +14,7 @@ from exo.gpu.vocabulary.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from exo.gpu.vocabulary.inventory import MissingDevice
     from exo.gpu.vocabulary.snapshot import DeviceState
 
 Support = Mapping[str, Mapping[str, str]]
@@ -47,6 +49,26 @@ def devices_table(
         details = "; ".join(_details(state, failure, support.get(state.device.backend, {})))
         text += textwrap.wrap(details, width, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(text)
+
+
+def missing_lines(missing: Iterable[MissingDevice], *, width: int = WIDTH) -> str:
+    """A paragraph for each device that was here before: what it was, when, and why it is not."""
+    indent = " " * 4
+    return "\n".join(
+        textwrap.fill(
+            f"Missing: {one.device.device_id} ({one.device.name}), last seen "
+            f"{moment(one.last_seen)}: {one.reason}",
+            width,
+            subsequent_indent=indent,
+        )
+        for one in missing
+    )
+
+
+def moment(unix_seconds: float) -> str:
+    """A time in the reader's own zone: ``"2026-03-01 14:05"``."""
+    local = datetime.fromtimestamp(unix_seconds, tz=UTC).astimezone()
+    return local.strftime("%Y-%m-%d %H:%M")
 
 
 def memory(used_bytes: int | None, total_bytes: int | None) -> str:
@@ -162,6 +184,7 @@ def doctor_report(findings: Mapping[str, Any], *, width: int = WIDTH) -> str:
     """What ``doctor`` found, in paragraphs of a term and what is said of it."""
     rows = [("exo-gpu", f"{findings['exo_gpu']} on Python {findings['python']}")]
     rows += [row for backend in findings["backends"] for row in _backend_rows(backend)]
+    rows += _missing_rows(findings["missing"])
     rows += [
         ("software", f"{driver['name']}: {driver['manifest'] or 'manifest not known'}")
         for driver in findings["software_drivers"]
@@ -170,6 +193,7 @@ def doctor_report(findings: Mapping[str, Any], *, width: int = WIDTH) -> str:
     rows.append(("leases", f"{store['path']} ({store['reason']}), shared by {store['shared_by']}"))
     if store["problem"]:
         rows.append(("", store["problem"]))
+    rows += _registry_rows(findings["registry"])
     rows += _extra_rows(findings["extras"])
     rows += [("variable", f"{name}={value}") for name, value in findings["variables"].items()]
     rows += [("warning", text) for text in findings["warnings"]]
@@ -191,6 +215,21 @@ def _backend_rows(backend: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield "", f"to do: {backend['hint']}"
     if backend["devices"]:
         yield "", support_words(backend["backend"], backend["support"])
+
+
+def _missing_rows(missing: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
+    for one in missing:
+        device = one["device"]
+        text = f"{device['device_id']} ({device['name']}), last seen {moment(one['last_seen'])}"
+        yield "missing", f"{text}: {one['reason']}"
+        yield "", f"to drop it: exo-gpu devices --forget {device['device_id']}"
+
+
+def _registry_rows(registry: Mapping[str, str] | None) -> Iterable[tuple[str, str]]:
+    if registry is not None:
+        yield "registry", registry["path"]
+        if registry["problem"]:
+            yield "", registry["problem"]
 
 
 def _extra_rows(extras: Sequence[Mapping[str, Any]] | None) -> Iterable[tuple[str, str]]:

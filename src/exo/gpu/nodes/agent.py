@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,12 @@ from exo.gpu.execution.outcome import shell_status
 from exo.gpu.execution.pinning import LEASES_VARIABLE, Changes, apply_changes, pinning_changes
 from exo.gpu.execution.state_directory import StorePlace, choose_place
 from exo.gpu.execution.supervisor import RunnerSupervisor
-from exo.gpu.factory import GPUBackendFactory
 from exo.gpu.nodes.transport import Grant
 from exo.gpu.scheduling.ledger import used_before
 from exo.gpu.scheduling.selector import select
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health import assess
+from exo.gpu.telemetry.probe_cache import ProbeCache, cache_path
 from exo.gpu.telemetry.sampler import DeviceSampler
 from exo.gpu.vocabulary.errors import AbilityMissing, BackendError, NoSuchDevice
 from exo.gpu.vocabulary.lease import Lease
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
     from exo.gpu.vocabulary.request import Request
+
+logger = logging.getLogger("exo.gpu.nodes.agent")
 
 # A decision may rest on readings of this age at most; younger ones are not asked for again.
 SAMPLE_REUSE_SECONDS = 1.0
@@ -51,14 +54,13 @@ class NodeAgent:
     ) -> None:
         self._environ = dict(os.environ if environ is None else environ)
         self._umbrella = tuple(filter(None, self._environ.get(LEASES_VARIABLE, "").split(",")))
-        self._service = service or GPUDiscoveryService(
-            backends=GPUBackendFactory.make_all(self._environ)
-        )
+        self._service = service or GPUDiscoveryService.of_this_user(self._environ)
         self._report: DiscoveryReport | None = None
         self._store: LeaseStore | None = None
         self._sampler = DeviceSampler()
         self._collector = TelemetryCollector(max_history=1)
         self._failures: dict[str, str] = {}
+        self._probes = ProbeCache(cache_path(self._environ))
         self._leases: dict[str, HeldLease] = {}
         self._slots: dict[int, tuple[RunnerSupervisor, str]] = {}
         self._numbers = itertools.count()
@@ -73,11 +75,37 @@ class NodeAgent:
         """Why a device gave no sample the last time, by device id."""
         return dict(self._failures)
 
-    def inventory(self) -> DiscoveryReport:
-        """Every device found, and what each backend said; asked for once."""
-        if self._report is None:
-            self._report = self._service.discover()
+    def inventory(
+        self, *, refresh: bool = False, deadline_seconds: float | None = None
+    ) -> DiscoveryReport:
+        """Every device found, and what each backend said; asked for once.
+
+        With ``refresh`` all drivers are asked anew, also those whose last answer would do.
+        ``deadline_seconds`` is for callers who would rather miss a slow driver than wait.
+        """
+        if self._report is None or refresh:
+            self._report = self._service.discover(
+                refresh=refresh, deadline_seconds=deadline_seconds
+            )
         return self._report
+
+    def forget(self, device_id: str) -> tuple[str, ...]:
+        """Drop a missing device from the registry, and give back its labels.
+
+        Raises:
+            NoSuchDevice: for an id that no missing device has.
+
+        """
+        self.inventory()
+        names = self._service.forget(device_id)
+        self._report = self._service.report
+        return names
+
+    @property
+    def registry_place(self) -> tuple[str, str] | None:
+        """Path of the registry and why it could not be used, if so; None where none is kept."""
+        registry = self._service.registry
+        return None if registry is None else (str(registry.path), registry.problem)
 
     def snapshot(self, *, leases: bool = True) -> Snapshot:
         """All devices now: samples, health and, unless unwanted, live leases."""
@@ -150,12 +178,29 @@ class NodeAgent:
             raise BackendError(f"one process cannot be pinned to devices of two kinds: {names}")
         if not isinstance(backend, PinningAbility):
             raise AbilityMissing(f"the {devices[0].backend} backend cannot pin a process")
-        hidden = [
-            other.hiding()
-            for other in self._service.backends.values()
+        others = [
+            self._twin_or_nothing(name, other, devices)
+            for name, other in self._service.backends.items()
             if other is not backend and isinstance(other, PinningAbility)
         ]
-        return pinning_changes(backend.pinning(devices, self._environ), hidden, devices[0])
+        return pinning_changes(backend.pinning(devices, self._environ), others, devices[0])
+
+    def _twin_or_nothing(
+        self, name: str, backend: PinningAbility, devices: Sequence[GPUDevice]
+    ) -> dict[str, str | None]:
+        """Variables by which another backend shows the same cards, or else nothing at all."""
+        found = {
+            device.device_id
+            for finding in self.inventory().findings
+            if finding.backend == name
+            for device in finding.devices
+        }
+        if all(found.intersection(device.aliases) for device in devices):
+            try:
+                return backend.pinning(devices, self._environ)
+            except BackendError as error:  # such as: one variable for one device, of two asked for
+                logger.debug("not shown through %s: %s", name, error)
+        return backend.hiding()
 
     def close(self) -> None:
         """End all slots, at once, and let go of all leases; harmless twice."""
@@ -199,6 +244,7 @@ class NodeAgent:
         self._failures.update(taken.failures)
 
     def _assemble(self, live: tuple[Lease, ...]) -> Snapshot:
+        self._probes.refresh()
         return Snapshot(
             tuple(self._state(device, live) for device in self.inventory().devices),
             umbrella=self._umbrella,
@@ -218,7 +264,13 @@ class NodeAgent:
             health=health,
             health_reason=reason,
             leases=tuple(lease for lease in live if lease.hardware_id == device.hardware_id),
+            measured_gflops=self._measured_gflops(device),
         )
+
+    def _measured_gflops(self, device: GPUDevice) -> float | None:
+        found = self._probes.find(device)
+        figure = found.fp32_gflops if found is not None else None
+        return figure.median if figure is not None else None
 
 
 def _reader(backend: TelemetryAbility, device_id: str) -> Callable[[], Any]:

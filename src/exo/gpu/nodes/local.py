@@ -43,9 +43,20 @@ class LocalNode:
         """Where the leases of this machine are kept, and who shares them."""
         return self._agent.store_place
 
-    def inventory(self) -> DiscoveryReport:
-        """Every device found, and what each backend said."""
-        return self._agent.inventory()
+    @property
+    def registry_place(self) -> tuple[str, str] | None:
+        """Path of the registry and why it could not be used, if so; None where none is kept."""
+        return self._agent.registry_place
+
+    def inventory(
+        self, *, refresh: bool = False, deadline_seconds: float | None = None
+    ) -> DiscoveryReport:
+        """Every device found, and what each backend said; with ``refresh`` asked anew."""
+        return self._agent.inventory(refresh=refresh, deadline_seconds=deadline_seconds)
+
+    def forget(self, device_id: str) -> tuple[str, ...]:
+        """Drop a missing device from the registry, and give back its labels."""
+        return self._agent.forget(device_id)
 
     def snapshot(self, *, leases: bool = True) -> Snapshot:
         """All devices now: fresh samples, health and, unless unwanted, live leases."""

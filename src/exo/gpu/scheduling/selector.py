@@ -87,10 +87,13 @@ def _candidate(state: DeviceState, snapshot: Snapshot) -> _Candidate:
         notes.append(state.health_reason)
     if memory.note:
         notes.append(f"{memory.note}{' (assumed)' if memory.assumed else ''}")
+    if state.measured_gflops is not None:
+        notes.append(f"measured at {state.measured_gflops:,.0f} GFLOP/s: breaks ties")
     order = (
         device.device_class.rank,
         tier,
         -score.total,
+        -(state.measured_gflops or 0.0),
         -(memory.free_bytes or 0),
         natural_key(device.hardware_id),
         natural_key(device.node),

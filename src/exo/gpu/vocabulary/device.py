@@ -104,6 +104,10 @@ class GPUDevice(WireValue, frozen=True):
     aliases: tuple[str, ...] = ()
     """Ids under which other backends see the same physical device."""
     node: str = ""
+    numa_node: int | None = None
+    """Number of the NUMA node whose memory is nearest to it."""
+    drives_display: bool | None = None
+    """Whether a screen shows its pictures; work on it then makes the desktop slow."""
 
     def __post_init__(self) -> None:
         """Check every field and fill in what follows from the backend's name."""
@@ -120,6 +124,7 @@ class GPUDevice(WireValue, frozen=True):
         for field in ("clock_rate_mhz", "bandwidth_gbps"):
             check_number(field, getattr(self, field), low=0, optional=True)
         check_whole("slots", self.slots, low=1)
+        check_whole("numa_node", self.numa_node, optional=True)
         if self.backend == "cpu":
             force_setattr(self, "device_class", DeviceClass.HOST)
         force_setattr(self, "backend_name", self.backend_name or self.backend)

@@ -37,6 +37,8 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     health: Health = Health.OK
     health_reason: str = ""
     leases: tuple[Lease, ...] = ()
+    measured_gflops: float | None = None
+    """FP32 speed that a probe measured under the present driver, in 10**9 a second."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):

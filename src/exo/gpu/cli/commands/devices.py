@@ -17,10 +17,20 @@ if TYPE_CHECKING:
     from exo.gpu.nodes.local import LocalNode
     from exo.gpu.vocabulary.snapshot import DeviceState
 
+# A list of what answers is due within two seconds, start and sampling included; who is to decide
+# (run, map, select) waits longer, and so does --refresh.
+LISTING_SECONDS = 1.5
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
-def command(as_json: bool) -> None:
+@click.option(
+    "--refresh",
+    is_flag=True,
+    help="Ask all drivers, also where what they said before would do, and wait for slow ones.",
+)
+@click.option("--forget", metavar="ID", help="Drop a missing device from the registry.")
+def command(as_json: bool, refresh: bool, forget: str | None) -> None:
     """List every device and what it is doing now.
 
     What a device does not tell is "-" here and null in JSON, never 0. The second line of a
@@ -31,7 +41,11 @@ def command(as_json: bool) -> None:
     from exo.gpu.nodes.local import LocalNode
 
     with LocalNode() as node:
-        report = node.inventory()
+        patience = None if refresh else LISTING_SECONDS
+        report = node.inventory(refresh=refresh, deadline_seconds=patience)
+        if forget is not None:
+            complain(f"forgotten: {', '.join(node.forget(forget))}")
+            report = node.inventory()
         states = _states(node)
         failures = node.sample_failures
     support = {finding.backend: shown(finding.backend) for finding in report.findings}
@@ -40,15 +54,19 @@ def command(as_json: bool) -> None:
             {
                 "devices": [_fields(state, failures, support) for state in states],
                 "findings": [finding.to_dict() for finding in report.findings],
+                "missing": [missing.to_dict() for missing in report.missing],
+                "links": [link.to_dict() for link in report.links],
             }
         )
         return
-    from exo.gpu.cli.render import devices_table
+    from exo.gpu.cli.render import devices_table, missing_lines
 
     if states:
         click.echo(devices_table(states, failures=failures, support=support))
     else:
         click.echo("No device was found.")
+    if report.missing:
+        click.echo(missing_lines(report.missing))
     absent = _absent(report)
     if absent:
         click.echo(f"Not here: {', '.join(absent)} (exo-gpu doctor says why).")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from exo.gpu.cli.context import print_json
+from exo.gpu.cli.main import complain
 
 if TYPE_CHECKING:
     from exo.gpu.discovery import DiscoveryReport
@@ -17,7 +19,13 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Exit status: 0, also where backends are missing; 1 without even a host.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
-def command(as_json: bool) -> int:
+@click.option(
+    "--bundle",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE",
+    help="Also write a capture (tar.gz) to send with a question; names and serials are masked.",
+)
+def command(as_json: bool, bundle: Path | None) -> int:
     """Say per backend what was found, or why not and what to install.
 
     Also: where leases are kept and who shares them, which extras are installed, and which
@@ -28,6 +36,9 @@ def command(as_json: bool) -> int:
     with LocalNode() as node:
         report = node.inventory()
         findings = _examine(node, report)
+        if bundle is not None:
+            count = write_bundle(bundle, node, findings)
+            complain(f"{count} files are in {bundle}; look at them before you send it")
     if as_json:
         print_json(findings)
     else:
@@ -35,6 +46,66 @@ def command(as_json: bool) -> int:
 
         click.echo(doctor_report(findings))
     return int(not any(device.device_class.value == "host" for device in report.devices))
+
+
+def write_bundle(
+    path: Path, node: LocalNode, findings: dict[str, Any], root: Path | None = None
+) -> int:
+    """Write what was found, what devices told and the cards' sysfs trees, masked; how many files.
+
+    ``root`` is where the DRM cards lie, by default the system's place.
+
+    Raises:
+        OSError: when it cannot be written.
+
+    """
+    import getpass
+    import platform
+
+    import msgspec
+
+    from exo.gpu import bundle
+    from exo.gpu.backends.capture import capture
+    from exo.gpu.backends.drm import SYSFS
+
+    trees = {f"sysfs/{name}": data for name, data in capture(root or SYSFS).items()}
+    report = node.inventory()
+    documents: dict[str, Any] = {
+        "doctor.json": findings,
+        "discovery.json": report.to_dict(),
+        "samples.json": [
+            {
+                "device_id": state.device.device_id,
+                "health": state.health.value,
+                "failure": node.sample_failures.get(state.device.device_id),
+                "sample": state.sample.to_dict() if state.sample else None,
+            }
+            for state in node.snapshot(leases=False).devices
+        ],
+        "versions.json": {"kernel": platform.release(), "packages": _packages()},
+    }
+    written = {name: msgspec.json.encode(value) for name, value in documents.items()}
+    known = [*report.devices, *(missing.device for missing in report.missing)]
+    known += [device for finding in report.findings for device in finding.devices]
+    names = {platform.node(): "host", str(Path.home()): "~", getpass.getuser(): "user"}
+    mask = bundle.Mask(
+        {name: word for name, word in names.items() if name not in {"root", "/root"}},
+        [*(device.hardware_id for device in known), *bundle.secrets(trees)],
+    )
+    return bundle.write(path, {**trees, **written}, mask)
+
+
+def _packages() -> dict[str, str]:
+    """The versions of the packages that exo-gpu may use, where they are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, str] = {}
+    for name in ("nvidia-ml-py", "psutil", "wgpu", "vulkan", "cuda-bindings", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _examine(node: LocalNode, report: DiscoveryReport) -> dict[str, Any]:
@@ -50,7 +121,9 @@ def _examine(node: LocalNode, report: DiscoveryReport) -> dict[str, Any]:
             for device in report.devices
             if device.device_class.value == "software"
         ],
+        "missing": [missing.to_dict() for missing in report.missing],
         "lease_store": _lease_store(node),
+        "registry": _registry(node),
         "extras": _extras(),
         **_variables(node, report),
     }
@@ -87,6 +160,12 @@ def _lease_store(node: LocalNode) -> dict[str, Any]:
         "reason": place.reason,
         "problem": problem,
     }
+
+
+def _registry(node: LocalNode) -> dict[str, str] | None:
+    """Where labels and slow drivers' answers are kept; None where nothing is."""
+    place = node.registry_place
+    return None if place is None else {"path": place[0], "problem": place[1]}
 
 
 def _extras() -> list[dict[str, Any]] | None:

@@ -1,0 +1,180 @@
+"""Measuring devices: lease one, measure it from a pinned process, keep the result, let go."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from exo.gpu.coordination.slots import refusal
+from exo.gpu.execution.payloads import dump, load_error, load_result
+from exo.gpu.nodes.local import LocalNode
+from exo.gpu.scheduling.filters import names_of, unknown_names
+from exo.gpu.scheduling.selector import refusal_message, select
+from exo.gpu.telemetry.probe import FIGURES, PROBE_SECONDS, probe_here, unmeasured
+from exo.gpu.telemetry.probe_cache import ProbeCache, cache_path
+from exo.gpu.vocabulary.device import DeviceClass
+from exo.gpu.vocabulary.errors import BackendError
+from exo.gpu.vocabulary.job import (
+    Ending,
+    SlotDied,
+    SlotEvent,
+    SlotFailed,
+    SlotOutcomes,
+    SlotSetup,
+    Work,
+)
+from exo.gpu.vocabulary.probe import ProbeResult
+from exo.gpu.vocabulary.request import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from exo.gpu.nodes.transport import Node
+    from exo.gpu.vocabulary.device import GPUDevice
+    from exo.gpu.vocabulary.snapshot import DeviceState
+
+# Work below that is the desktop's; more of it would be measured along.
+BUSY_PERCENT = 10.0
+
+# A forced probe beside other leases asks for what it takes: two buffers of 256 MiB, and a context.
+FORCED_BYTES = 2**30
+
+# A process that measures is killed when it takes so much longer than it should: its start on a
+# loaded machine, and a driver's.
+START_SECONDS = 30.0
+
+
+class Probes(msgspec.Struct, frozen=True):
+    """What was measured, and by device id why the rest was left alone."""
+
+    results: tuple[ProbeResult, ...]
+    refusals: dict[str, str]
+
+
+def probe_devices(
+    devices: Iterable[str] = (),
+    *,
+    force: bool = False,
+    seconds: float = PROBE_SECONDS,
+    node: Node | None = None,
+) -> Probes:
+    """Measure the devices that are named, or every device, one after the other.
+
+    Each is leased as a whole for so long. One that is leased, busy or asleep is left alone;
+    ``force`` measures it all the same, except under somebody else's lease of the whole device.
+    What was measured is kept for :meth:`~exo.gpu.nodes.agent.NodeAgent.snapshot`.
+
+    Raises:
+        NeverAvailable: for a name that no device here has.
+        OSError: when the results cannot be kept.
+
+    """
+    if node is None:
+        with LocalNode() as opened:
+            return probe_devices(devices, force=force, seconds=seconds, node=opened)
+    named = Request(devices=tuple(devices))
+    snapshot = node.snapshot()
+    if unknown_names(snapshot, named):
+        raise refusal(select(snapshot, named))
+    results: list[ProbeResult] = []
+    refusals: dict[str, str] = {}
+    for state in snapshot.devices:
+        device = state.device
+        if named.devices and not set(names_of(device)).intersection(named.devices):
+            continue
+        answer = _probe(node, state, force=force, seconds=seconds)
+        if isinstance(answer, str):
+            refusals[device.device_id] = answer
+        else:
+            results.append(answer)
+    measured = [result for result in results if _has_figures(result)]
+    if measured:
+        ProbeCache(cache_path(os.environ)).keep(measured)
+    return Probes(tuple(results), refusals)
+
+
+def _has_figures(result: ProbeResult) -> bool:
+    return any(getattr(result, name) is not None for name in FIGURES)
+
+
+def _probe(node: Node, state: DeviceState, *, force: bool, seconds: float) -> ProbeResult | str:
+    """What was measured, or why the device was left alone."""
+    device = state.device
+    reason = "" if force else _busy(state)
+    if reason:
+        return reason
+    shared = force and state.leases
+    request = Request(
+        devices=(device.device_id,),
+        exclusive=not shared,
+        memory_bytes=FORCED_BYTES if shared else None,
+        holder="exo-gpu probe",
+    )
+    grant = node.acquire(request)
+    if not grant.lease_ids:
+        return refusal_message(grant.decision)
+    (lease_id,) = grant.lease_ids
+    try:
+        return _measure(node, device, lease_id, seconds)
+    except BackendError as error:  # such as: it cannot be pinned
+        return unmeasured(device, str(error), at=time.time())
+    finally:
+        node.release(lease_id)
+
+
+def _busy(state: DeviceState) -> str:
+    """Why a measure would disturb, or be disturbed; empty where it would not."""
+    if state.leases:
+        whole = [lease for lease in state.leases if lease.exclusive]
+        holder = (whole or state.leases)[0].holder or "somebody"
+        if whole:
+            return f"not now: it is wholly leased by {holder}"
+        return f"not now: it is leased by {holder} (--force measures beside it)"
+    sample = state.sample
+    if sample is None:
+        return ""
+    if sample.sleeping:
+        return "not now: it is asleep, and measuring would wake it (--force)"
+    percent = sample.compute_utilization_percent
+    limit = BUSY_PERCENT
+    if state.device.device_class is DeviceClass.HOST:
+        limit += 100.0 / state.device.slots  # this command itself is work on one core
+    if percent is not None and percent > limit:
+        return f"not now: it is {percent:.0f} % busy (--force measures all the same)"
+    return ""
+
+
+def _measure(node: Node, device: GPUDevice, lease_id: str, seconds: float) -> ProbeResult:
+    """Measure in a process of its own, which is killed when its driver hangs."""
+    events: queue.SimpleQueue[SlotEvent] = queue.SimpleQueue()
+    slot_id = node.open_slot(lease_id, SlotSetup(import_path=tuple(sys.path)), events.put)
+    no_keywords: dict[str, object] = {}
+    call = (probe_here, (device.to_json(), seconds), no_keywords)
+    node.submit(slot_id, Work(work_id=0, items=(0,), payloads=(dump(call, "the probe"),)))
+    ends = time.monotonic() + seconds + START_SECONDS
+    answered = False
+    try:
+        while True:
+            event = events.get(timeout=max(0.0, ends - time.monotonic()))
+            if isinstance(event, SlotOutcomes):
+                answered = True
+                return _read(device, event)
+            if isinstance(event, (SlotDied, SlotFailed)):
+                return unmeasured(device, event.reason, at=time.time())
+    except queue.Empty:
+        reason = f"its driver gave no answer within {seconds + START_SECONDS:g} s"
+        return unmeasured(device, reason, at=time.time())
+    finally:
+        node.close_slot(slot_id, kill=not answered)
+
+
+def _read(device: GPUDevice, event: SlotOutcomes) -> ProbeResult:
+    (outcome,) = event.outcomes
+    if outcome.ending is Ending.SUCCEEDED:
+        return ProbeResult.from_json(load_result(outcome.payload))
+    return unmeasured(device, str(load_error(outcome.payload)), at=time.time())
