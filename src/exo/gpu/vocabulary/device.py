@@ -120,6 +120,9 @@ class GPUDevice(WireValue, frozen=True):
         for field in ("clock_rate_mhz", "bandwidth_gbps"):
             check_number(field, getattr(self, field), low=0, optional=True)
         check_whole("slots", self.slots, low=1)
+        if self.device_class not in tuple(DeviceClass):
+            raise UnknownName("device_class", self.device_class, DeviceClass)
+        force_setattr(self, "device_class", DeviceClass(self.device_class))
         if self.backend == "cpu":
             force_setattr(self, "device_class", DeviceClass.HOST)
         force_setattr(self, "backend_name", self.backend_name or self.backend)

@@ -49,6 +49,9 @@ def command(as_json: bool) -> None:
         click.echo(devices_table(states, failures=failures, support=support))
     else:
         click.echo("No device was found.")
+        for finding in report.findings:
+            click.echo(f"{finding.backend}: {finding.reason or 'it lists no device'}")
+        return
     absent = _absent(report)
     if absent:
         click.echo(f"Not here: {', '.join(absent)} (exo-gpu doctor says why).")
