@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import queue
 import threading
@@ -67,6 +68,8 @@ class CommandRun:
         self._feeder = threading.Thread(
             target=self._feed, args=(commands,), name="exo-gpu-feed", daemon=True
         )
+        # An interrupt may come before the reader's ``with`` block: nothing runs on after us.
+        atexit.register(self.close)
         self._feeder.start()
 
     @property
@@ -112,6 +115,7 @@ class CommandRun:
         self._stopped = True
         self._room.release()
         self._dispatcher.close(kill=True)
+        atexit.unregister(self.close)
 
     def _feed(self, commands: Iterable[str]) -> None:
         try:

@@ -79,9 +79,13 @@ def command(
     template, arguments = _split(words)
     items = _lines_of_stdin() if arguments is None else arguments
     request = make_request(f"exo-gpu map {template}", options)
-    results = map_commands((fill(template, item) for item in items), request=request, slots=slots)
-    total = None if arguments is None else len(arguments)
-    with _ending_on_signals(), results, Progress(sys.stderr, total=total) as progress:
+    commands = (fill(template, item) for item in items)
+    progress = Progress(sys.stderr, total=None if arguments is None else len(arguments))
+    with (
+        _ending_on_signals(),
+        map_commands(commands, request=request, slots=slots) as results,
+        progress,
+    ):
         left_out = left_out_line(results.left_out)
         if left_out:
             complain(left_out)
