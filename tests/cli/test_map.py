@@ -268,3 +268,31 @@ def test_the_first_in_order_does_not_wait_for_the_last():
         pytest.fail("the next item was asked for before the first came out")
 
     assert next(in_order(source())).outcome.stdout == b"first"
+
+
+def test_the_items_that_failed_are_named_at_the_end(devices, exo_gpu):
+    """Rule: who counts failures also says which."""
+    done = exo_gpu("map", "test {} -ne 3", ":::", "1", "2", "3")
+    assert done.returncode == 1
+    assert "1 of 3 items failed: 3" in done.stderr
+    many = exo_gpu("map", "false", ":::", *map(str, range(12)))
+    assert many.returncode == 12
+    assert "12 of 12 items failed: " in many.stderr
+    assert many.stderr.rstrip().endswith("and more")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_ends_the_items_too(devices, command_line, tmp_path, number):
+    """Rule: what ends the command from outside leaves nothing running and no lease."""
+    life = tmp_path / "life"
+    os.mkfifo(life)
+    words = command_line(
+        "map", "--device", "cuda:0", "exec 3> {}; echo begun >&3; sleep 600", ":::", str(life)
+    )
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        with life.open() as item:
+            assert item.readline() == "begun\n"
+            child.send_signal(number)
+            assert item.read() == ""
+        child.communicate()
+    assert child.returncode == 128 + number

@@ -25,7 +25,7 @@ def test_a_line_is_drawn_only_where_it_changed():
     progress.draw()
     progress.draw()
     assert terminal.getvalue() == ERASE + "0/3 done"
-    progress.count("cuda:0", succeeded=False)
+    progress.count(0, "cuda:0", succeeded=False)
     progress.draw()
     assert terminal.getvalue().endswith(ERASE + "1/3 done, 1 failed  cuda:0 1")
 
@@ -54,6 +54,6 @@ def test_leaving_takes_the_line_away():
 def test_without_a_terminal_nothing_is_drawn(stream):
     """Rule: a pipe, a file or a closed stream sees no progress, only counts are kept."""
     with Progress(stream, total=2) as progress:
-        progress.count("cuda:0", succeeded=True)
+        progress.count(0, "cuda:0", succeeded=True)
     assert stream is None or stream.getvalue() == ""
     assert (progress.done, progress.failed) == (1, 0)

@@ -27,9 +27,11 @@ def test_a_command_sees_its_driver_alone(llvmpipe_manifest, exo_gpu):
     assert nvidia == "-1"
 
 
-def test_a_variable_that_combines_is_warned_of(llvmpipe_manifest, exo_gpu):
+def test_a_variable_that_combines_is_warned_of(llvmpipe_manifest, exo_gpu, monkeypatch):
     """Rule: the doctor names a variable that works on beside the one that pins."""
     named = {"VK_ADD_DRIVER_FILES": str(llvmpipe_manifest)}
+    for inherited in ("VK_DRIVER_FILES", "VK_ICD_FILENAMES"):
+        monkeypatch.delenv(inherited, raising=False)
     report = json.loads(exo_gpu("doctor", "--json", **named).stdout)
     assert report["variables"] == named
     assert any("VK_ADD_DRIVER_FILES" in warning for warning in report["warnings"])

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import functions
+import psutil
 import pytest
 from boxes import GIB, device, host
 
@@ -94,10 +95,10 @@ def test_killed_workers_lose_nothing(two_fakes):
             if len(results) in {20, 60, 100}:
                 os.kill(results[-1][1], signal.SIGKILL)
     assert [number for number, _ in results] == list(range(200))
-    assert len({pid for _, pid in results}) >= 3
+    assert len({pid for _, pid in results}) >= 4
     endings = Counter(attempt.ending for future in futures for attempt in future.attempts)
     assert endings[Ending.SUCCEEDED] == 200
-    assert endings[Ending.DIED] >= 3
+    assert endings.keys() <= {Ending.SUCCEEDED, Ending.DIED}
     assert live_leases() == []
 
 
@@ -133,7 +134,7 @@ def test_what_cannot_be_pickled_fails_by_name_and_harms_nothing_else(two_fakes):
         lock = threading.Lock()
         with pytest.raises(NotTransferable, match="lambda"):
             executor.map(lambda _: lock, [1])
-        with pytest.raises(TypeError, match="generator"):
+        with pytest.raises(NotTransferable, match="generator"):
             executor.submit(functions.make_unpicklable, 1).result(WAIT_SECONDS)
         assert executor.submit(functions.double, 2).result(WAIT_SECONDS) == 4
 
@@ -351,9 +352,59 @@ def test_a_broken_node_ends_every_future_with_a_reason(two_fakes, monkeypatch):
     with Broken() as node:
         executor = GPUExecutor(node=node)
         future = executor.submit(functions.double, 1)
-        with pytest.raises(WorkerDied, match="shut down"):
+        with pytest.raises(WorkerDied, match="the road is gone"):
             future.result(WAIT_SECONDS)
         executor.shutdown()
         assert "the road is gone" in str(broken[0].exc_value)
         with pytest.raises(ExecutorClosed):
             executor._dispatcher.add([])
+
+
+def test_a_slot_that_cannot_come_back_costs_nobody_else_anything(two_fakes, tmp_path):
+    """A worker dies and its initializer now fails: the other device does all items."""
+    mark = tmp_path / "marks"
+    mark.mkdir()
+    with GPUExecutor(initializer=functions.fail_the_second_time, initargs=(str(mark),)) as executor:
+        executor.start(WAIT_SECONDS)
+        pids = {pid for pid, _ in executor.map(functions.where, range(200), chunksize=1)}
+        os.kill(next(iter(pids)), signal.SIGKILL)
+        futures = [executor.submit(functions.slowly, number) for number in range(60)]
+        assert [future.result(WAIT_SECONDS) for future in futures] == list(range(60))
+    assert live_leases() == []
+
+
+def test_as_many_slots_as_were_asked_for(use_box):
+    use_box(device("cuda:0", "NVIDIA", "cuda"), host())
+    with GPUExecutor(slots=3) as executor:
+        assert [used.device_id for _, used in executor.lanes] == ["cuda:0"] * 3
+        with pytest.raises(NotNow, match="3 of 1 slots taken"):
+            GPUExecutor()
+
+
+def test_an_item_that_waits_for_another_of_its_chunk_gets_its_result(two_fakes):
+    """What is done is told within moments, also while the next item of the chunk runs."""
+    with GPUExecutor(devices="cuda:0") as executor:
+        list(executor.map(functions.double, range(300)))  # so that chunks are long
+        quick = [executor.submit(functions.double, number) for number in range(20)]
+        slow = executor.submit(functions.sleep_for, 3.0)
+        assert [future.result(WAIT_SECONDS) for future in quick] == [2 * n for n in range(20)]
+        assert not slow.done()
+        slow.result(WAIT_SECONDS)
+
+
+def test_a_forked_child_of_an_item_does_not_hide_the_death_of_its_worker(two_fakes, tmp_path):
+    with GPUExecutor(max_attempts=1) as executor:
+        future = executor.submit(functions.fork_and_die, str(tmp_path / "child"))
+        with pytest.raises(WorkerDied, match="SIGKILL"):
+            future.result(WAIT_SECONDS)
+    child = int((tmp_path / "child").read_text())
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        os.sched_yield()
+
+
+def test_an_idle_worker_that_died_costs_no_attempt(two_fakes):
+    with GPUExecutor(devices="cuda:0", max_attempts=1) as executor:
+        pid, _ = executor.submit(functions.where, 0).result(WAIT_SECONDS)
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert executor.submit(functions.double, 4).result(WAIT_SECONDS) == 8

@@ -117,3 +117,30 @@ def test_classes_of_the_script_travel_and_come_back(two_fakes, tmp_path):
         """,
     )
     assert lines == ["True 2", "Full two"]
+
+
+def test_what_the_initializer_puts_into_a_container_stays(two_fakes, tmp_path):
+    """The usual way to load once: a dictionary of models, filled in place."""
+    lines = run_script(
+        tmp_path,
+        """
+        import exo.gpu as gpu
+
+        MODELS = {}
+        limits = [1]
+
+        def prepare(name):
+            MODELS["m"] = name
+
+        def work(item):
+            if "lazy" not in MODELS:
+                MODELS["lazy"] = item
+            return MODELS["m"], MODELS["lazy"], limits[0]
+
+        with gpu.GPUExecutor(devices="cuda:0", initializer=prepare, initargs=("x",)) as executor:
+            print(list(executor.map(work, [5, 6])), executor.submit(work, 7).result())
+            limits[0] = 2
+            print(executor.submit(work, 8).result())
+        """,
+    )
+    assert lines == ["[('x', 5, 1), ('x', 5, 1)] ('x', 5, 1)", "('x', 5, 2)"]

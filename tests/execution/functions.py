@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import time
 from pathlib import Path
@@ -84,3 +85,35 @@ def touch_and_wait(folder: str) -> str:
     Path(folder, str(os.getpid())).touch()
     while True:
         signal.pause()
+
+
+def fail_the_second_time(folder: str) -> None:
+    """An initializer that only the first two processes pass."""
+    if len(list(Path(folder).iterdir())) >= 2:
+        raise RuntimeError("no memory for the model now")
+    Path(folder, str(os.getpid())).touch()
+
+
+def sleep_for(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def fork_and_die(child_file: str) -> None:
+    """Leaves a child behind that would live for an hour, and dies by SIGKILL."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(3600)
+        os._exit(0)
+    Path(child_file).write_text(str(child))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def speak_nonsense(number: int) -> int:
+    """Writes bytes that are no frame into every socket of this process."""
+    for descriptor in range(3, 64):
+        try:
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                os.write(descriptor, b"\xff" * 64)
+        except OSError:
+            continue
+    return number

@@ -58,3 +58,16 @@ def test_an_interrupt_of_the_wrapper_alone_does_not_end_it(tmp_path):
         os.sched_yield()
     child.send_signal(signal.SIGINT)
     assert child.wait(30) == 5
+
+
+def test_what_the_caller_ignores_the_command_ignores_too(tmp_path):
+    """nohup exo-gpu run ...: a hang-up ends neither the wrapper nor the command."""
+    code = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from exo.gpu.execution.foreground import run_attached\n"
+        "command = 'kill -HUP $$; kill -HUP $PPID; exit 6'\n"
+        "sys.exit(run_attached(['/bin/sh', '-c', command], dict(os.environ), ()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=30)
+    assert done.returncode == 6

@@ -241,3 +241,17 @@ def test_two_users_share_one_store(tmp_path_factory):
         store.close()
     finally:
         shutil.rmtree(folder)
+
+
+def test_an_interrupt_within_a_decision_leaves_the_store_free(store):
+    """Ctrl-C at the wrong moment must not lock out every other process of the machine."""
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.take(interrupted)
+    other = LeaseStore(store.place)
+    (held,) = other.take(always).leases
+    held.release()
+    other.close()

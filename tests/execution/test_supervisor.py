@@ -245,3 +245,55 @@ def test_a_remote_error_without_a_class_here_keeps_its_text():
     error = load_error(pickle.dumps((b"no pickle", "Weird: text", "Traceback ...")))
     assert isinstance(error, ExecutionError)
     assert str(error) == "Weird: text"
+
+
+def test_a_command_that_leaves_something_in_the_background_ends_with_its_shell():
+    """As in GNU parallel: what runs on holds up nobody."""
+    slot = Slot(commands=True)
+    slot.next(SlotReady)
+    slot.supervisor.submit(Work(work_id=1, items=(0,), command="sleep 600 & echo $!"))
+    outcome = slot.next(SlotOutcomes).outcomes[0]
+    assert outcome.ending is Ending.SUCCEEDED
+    os.kill(int(outcome.stdout), 9)
+    slot.supervisor.stop(kill=False, timeout_seconds=WAIT_SECONDS)
+
+
+def test_a_worker_that_speaks_nonsense_is_replaced(slot):
+    """The border to a child holds: its item ends as a death, and the slot goes on."""
+    outcomes, death = slot.run(functions.speak_nonsense, [0])
+    assert outcomes == []
+    assert isinstance(death, SlotDied)
+    again, _ = slot.run(functions.double, [4], number=1)
+    assert load_result(again[0].payload) == 8
+
+
+def test_a_worker_ends_with_its_parent(tmp_path):
+    """kill -9 of the caller: its workers do not go on with work that nobody will hear of."""
+    import subprocess
+
+    code = (
+        "import os, queue, sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import functions\n"
+        "from exo.gpu.execution.payloads import dump\n"
+        "from exo.gpu.execution.supervisor import RunnerSupervisor\n"
+        "from exo.gpu.vocabulary.job import SlotSetup, Work\n"
+        "setup = SlotSetup(import_path=tuple(sys.path))\n"
+        "slot = RunnerSupervisor(0, environ=dict(os.environ), keep_open=(), setup=setup, sink=print)\n"
+        "slot.submit(Work(work_id=1, items=(0,), payloads=(dump((sys.argv[1],), 'x'),), function=0,\n"
+        "    function_payload=dump(functions.touch_and_wait, 'f')))\n"
+        "sys.stdin.read()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE)
+    while not (running := list(tmp_path.iterdir())):
+        os.sched_yield()
+    parent.kill()
+    parent.wait()
+    parent.stdin.close()
+    worker = int(running[0].name)
+    while True:
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            break
+        os.sched_yield()

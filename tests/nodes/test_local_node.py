@@ -82,8 +82,8 @@ def test_a_slot_runs_commands_under_its_lease(box):
     assert isinstance(outcomes, SlotOutcomes)
     assert outcomes.outcomes[0].stdout == b"cuda:0\n"
     assert isinstance(events.get(timeout=WAIT_SECONDS), SlotIdle)
-    node.close_slot(slot)
-    node.close_slot(slot)
+    node.close_slots((slot,))
+    node.close_slots((slot,))
     assert node.snapshot().devices[0].leases == ()
 
 

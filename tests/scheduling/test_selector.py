@@ -51,11 +51,11 @@ class TestClassAndRuntime:
     def test_what_is_left_out_says_how_to_ask_for_it(self):
         reasons = {one.device_id: one.reason for one in pick(*box()).left_out}
         assert reasons["rocm:0"] == (
-            "belongs to runtime rocm, while the best eligible device cuda:0 is cuda; "
+            "belongs to runtime rocm, while the best that can serve, cuda:0, is cuda; "
             "ask for runtime rocm, for device rocm:0, or for all devices"
         )
         assert reasons["cpu:0"] == (
-            "is of class host, while the best eligible device cuda:0 is hardware; "
+            "is of class host, while the best that can serve, cuda:0, is hardware; "
             "ask for device cpu:0, or for all devices"
         )
 

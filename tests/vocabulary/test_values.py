@@ -23,7 +23,7 @@ from exo.gpu.vocabulary.job import Attempt, Ending
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics
 from exo.gpu.vocabulary.request import Request
-from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot
+from exo.gpu.vocabulary.snapshot import Health
 
 GIB = 2**30
 

@@ -59,12 +59,14 @@ def immediate(connection: Connection) -> Generator[Connection]:
 
     """
     try:
-        connection.execute("BEGIN IMMEDIATE")
         try:
+            # Within the inner try: an interrupt may be raised right after the lock was taken.
+            connection.execute("BEGIN IMMEDIATE")
             yield connection
+            connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             raise
-        connection.execute("COMMIT")
     except sqlite3.Error as error:
         raise StoreError(f"the lease store gave no transaction: {error}") from error

@@ -9,6 +9,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from click.shell_completion import CompletionItem
+
     from exo.gpu.vocabulary.decision import Refusal
     from exo.gpu.vocabulary.request import Request
 
@@ -26,9 +28,12 @@ def size(ctx: click.Context, option: click.Parameter, text: str | None) -> int |
     from exo.gpu.vocabulary.units import parse_size
 
     try:
-        return None if text is None else parse_size(text, option.opts[-1])
+        parsed = None if text is None else parse_size(text, option.opts[-1])
+        if parsed == 0:
+            raise InvalidValue(option.opts[-1], text, "a size above 0; leave it out to take a slot")
     except InvalidValue as error:
         raise click.UsageError(str(error), ctx) from None
+    return parsed
 
 
 def runtime(ctx: click.Context, option: click.Parameter, name: str | None) -> str | None:
@@ -44,6 +49,13 @@ def runtime(ctx: click.Context, option: click.Parameter, name: str | None) -> st
     if name is None or name in RUNTIMES:
         return name
     raise click.UsageError(str(UnknownName(option.opts[-1], name, RUNTIMES)), ctx)
+
+
+def files(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete names of files."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
 
 
 def _runtimes(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:

@@ -134,6 +134,8 @@ def _status_of(error: Exception, command: str | None) -> int:
 
 def _forget_stdout() -> None:
     """Nobody reads our output any more: what the interpreter still flushes goes nowhere."""
+    if sys.stdout is None:
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

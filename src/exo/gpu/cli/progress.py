@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 SHOWN_AFTER_SECONDS = 0.5
 UPDATE_SECONDS = 0.1
 
+# As many as fit in a line; the whole list is in the output of --json.
+FAILED_SHOWN = 10
+
 _ERASE = "\r\x1b[K"  # ECMA-48: to the first column, erase to the end of the line
 
 
@@ -30,6 +33,8 @@ class Progress:
     def __init__(self, stream: TextIO | None, *, total: int | None) -> None:
         self.done = 0
         self.failed = 0
+        self.failed_items: list[int] = []
+        """The first of them, by index."""
         self._by_device: Counter[str] = Counter()
         self._stream = stream
         self._total = total
@@ -52,12 +57,14 @@ class Progress:
         with self.aside():
             pass
 
-    def count(self, device_id: str, *, succeeded: bool) -> None:
-        """One more item has ended on the device."""
+    def count(self, index: int, device_id: str | None, *, succeeded: bool) -> None:
+        """One more item has ended, on the device where one had begun it."""
         with self._lock:
             self.done += 1
-            self.failed += not succeeded
-            self._by_device[device_id] += 1
+            self._by_device[device_id or "no device"] += 1
+            if not succeeded:
+                self.failed += 1
+                self.failed_items = [*self.failed_items, index][:FAILED_SHOWN]
 
     @contextmanager
     def aside(self) -> Generator[None]:

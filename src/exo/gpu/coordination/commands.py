@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import queue
 import threading
@@ -30,7 +31,8 @@ class CommandDone(msgspec.Struct, frozen=True):
 
     index: int
     command: str
-    device_id: str
+    device_id: str | None
+    """None for one that the end of everything overtook before a device began it."""
     outcome: Outcome
 
 
@@ -61,10 +63,13 @@ class CommandRun:
         self._ended: queue.SimpleQueue[CommandDone | BaseException | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(PULLED_AHEAD * len(self._dispatcher.lanes))
         self._stopped = False
-        self._pulled = 0
+        self._pulled = self._seen = 0
+        self._expected: int | None = None
         self._feeder = threading.Thread(
             target=self._feed, args=(commands,), name="exo-gpu-feed", daemon=True
         )
+        # An interrupt may come before the reader's ``with`` block: nothing runs on after us.
+        atexit.register(self.close)
         self._feeder.start()
 
     @property
@@ -92,16 +97,16 @@ class CommandRun:
 
     def __iter__(self) -> Iterator[CommandDone]:
         """The commands that ended, in that order; an error of the source is raised here."""
-        expected, seen = None, 0
-        while expected is None or seen < expected:
+        while self._expected is None or self._seen < self._expected:
             done = self._ended.get()
             if isinstance(done, CommandDone):
-                seen += 1
+                self._seen += 1
                 self._room.release()
                 yield done
             elif done is None:
-                expected = self._pulled
+                self._expected = self._pulled
             else:
+                self._expected = self._seen
                 raise done
         self.close()
 
@@ -110,6 +115,7 @@ class CommandRun:
         self._stopped = True
         self._room.release()
         self._dispatcher.close(kill=True)
+        atexit.unregister(self.close)
 
     def _feed(self, commands: Iterable[str]) -> None:
         try:
@@ -126,7 +132,7 @@ class CommandRun:
 
     def _job(self, index: int, command: str) -> Job:
         def end(outcome: Outcome, job: Job) -> None:
-            device_id = job.attempts[-1].device_id if job.attempts else ""
+            device_id = job.attempts[-1].device_id if job.attempts else None
             self._ended.put(CommandDone(index, command, device_id, outcome))
 
         return Job(item=index, begin=lambda: True, end=end, command=command)

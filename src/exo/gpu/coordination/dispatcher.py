@@ -65,6 +65,7 @@ class Job(msgspec.Struct, eq=False):
     chunk: int | None = None
     """How many of its kind a slot takes at once; None: the scheduler decides."""
     attempts: tuple[Attempt, ...] = ()
+    begun: bool = False
 
 
 class _Slot:
@@ -80,6 +81,7 @@ class _Slot:
 
 class _Close(msgspec.Struct, frozen=True):
     kill: bool
+    drop: bool
 
 
 class Dispatcher:
@@ -114,7 +116,7 @@ class Dispatcher:
         self._over = False
         self._door = threading.Lock()  # between adding a job and the end of the last one
         self._problem = ""
-        self._starting = 0
+        self._failure: BaseException | None = None
         self.started = threading.Event()
         """Set once every slot is ready or given up."""
         self._slots: dict[int, _Slot] = {}
@@ -127,7 +129,7 @@ class Dispatcher:
         self.devices = tuple(
             {slot.device.device_id: slot.device for slot in self._slots.values()}.values()
         )
-        self._starting = len(self._slots)
+        self._starting = set(self._slots)
         self._devices = {number: slot.device for number, slot in self._slots.items()}
         self.lanes = tuple((number, slot.device) for number, slot in self._slots.items())
         """(slot number, device) of every slot, in the order of preference."""
@@ -146,8 +148,7 @@ class Dispatcher:
                 self._slots[number] = _Slot(number, device)
                 waiting.popleft()
         except BaseException:
-            for number in self._slots:
-                self._node.close_slot(number, kill=True)
+            self._node.close_slots(tuple(self._slots), kill=True)
             for lease_id, _ in waiting:
                 self._node.release(lease_id)
             raise
@@ -170,9 +171,12 @@ class Dispatcher:
                 raise ExecutorClosed("this executor has ended: it takes no more work")
             self._inbox.put(list(jobs))
 
-    def close(self, *, kill: bool = False, wait: bool = True) -> None:
-        """End once all jobs have ended, or with ``kill`` now; harmless twice."""
-        self._inbox.put(_Close(kill))
+    def close(self, *, kill: bool = False, drop: bool = False, wait: bool = True) -> None:
+        """End once all jobs have ended, or with ``kill`` now; harmless twice.
+
+        ``drop`` says that jobs which wait may have been withdrawn: they are asked at once.
+        """
+        self._inbox.put(_Close(kill, drop))
         if wait and threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -184,8 +188,10 @@ class Dispatcher:
                     self._handle(self._inbox.get())
                 self._feed()
             kill = self._closing is not None and self._closing.kill
-            for number in list(self._slots):
-                self._node.close_slot(number, kill=kill)
+            self._node.close_slots(tuple(self._slots), kill=kill)
+        except BaseException as error:
+            self._failure = error
+            raise
         finally:
             self._leave()
 
@@ -197,7 +203,8 @@ class Dispatcher:
             event = self._inbox.get()
             if isinstance(event, list):
                 self._fresh.extend(event)
-        self._end_all("the executor was shut down before it ended")
+        broken = f"the executor broke: {self._failure!r}"
+        self._end_all(broken if self._failure else "the executor was shut down before it ended")
         self.started.set()
         if self._own_node:
             self._node.close()
@@ -225,10 +232,16 @@ class Dispatcher:
             case SlotFailed():
                 self._slot_failed(event)
             case _Close():
-                self._closing = event
+                self._close_soon(event)
             case _:
                 for job in event:
                     self._queue_of(job).append(job)
+
+    def _close_soon(self, event: _Close) -> None:
+        kill = event.kill or (self._closing is not None and self._closing.kill)
+        self._closing = _Close(kill, event.drop)
+        if event.drop:
+            self._fresh = deque(job for job in self._fresh if _begin(job))
 
     def _queue_of(self, job: Job) -> deque[Job]:
         if job.device_id is None:
@@ -239,8 +252,8 @@ class Dispatcher:
         slot = self._slots[number]
         if slot.sent_items == 0:
             slot.busy = False
-        self._starting -= 1
-        if self._starting == 0:
+        self._starting.discard(number)
+        if not self._starting:
             self.started.set()
 
     def _slot_died(self, event: SlotDied) -> None:
@@ -278,13 +291,13 @@ class Dispatcher:
     def _slot_failed(self, event: SlotFailed) -> None:
         device = self._devices[event.slot_id]
         self._problem = f"{device.device_id}: {event.reason}"
-        logger.warning("a slot of %s is given up", device.device_id)
+        logger.warning("a slot of %s is given up: %s", device.device_id, _last_line(event.reason))
         self._scheduler.close_slot(event.slot_id)
         self._scheduler.give_back(event.unfinished)
         self._slots.pop(event.slot_id)
-        self._node.close_slot(event.slot_id)
-        self._starting -= 1
-        if self._starting <= 0:
+        self._node.close_slots((event.slot_id,))
+        self._starting.discard(event.slot_id)
+        if not self._starting:
             self.started.set()
         if all(slot.device.device_id != device.device_id for slot in self._slots.values()):
             # Nobody else is of that device: its own jobs go to whoever is free.
@@ -302,7 +315,7 @@ class Dispatcher:
                 jobs = self._next_jobs(slot)
                 if not jobs:
                     break
-                ready = [job for job in jobs if job.attempts or job.begin()]
+                ready = [job for job in jobs if _begin(job)]
                 if ready:
                     self._send(slot, ready)
 
@@ -360,7 +373,7 @@ class Dispatcher:
     def _end_all(self, reason: str) -> None:
         now = time.time()
         waiting = [*self._fresh, *itertools.chain.from_iterable(self._bound.values())]
-        jobs = [*self._sent.values(), *(job for job in waiting if job.begin())]
+        jobs = [*self._sent.values(), *(job for job in waiting if _begin(job))]
         self._fresh.clear()
         self._bound.clear()
         self._sent.clear()
@@ -369,6 +382,17 @@ class Dispatcher:
                 item=job.item, ending=Ending.DIED, started_at=now, ended_at=now, reason=reason
             )
             job.end(died, job)
+
+
+def _begin(job: Job) -> bool:
+    """Ask the job once whether it still wants to run."""
+    if not job.begun:
+        job.begun = job.begin()
+    return job.begun
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]
 
 
 def slot_wall(sent_at: float, ended_wall: float) -> float:

@@ -232,7 +232,7 @@ class GPUExecutor(Executor):
         if cancel_futures:
             for future in list(self._pending):
                 future.cancel()
-        self._dispatcher.close(wait=wait)
+        self._dispatcher.close(drop=cancel_futures, wait=wait)
 
     def __exit__(
         self,
@@ -270,7 +270,7 @@ class GPUExecutor(Executor):
     ) -> list[GPUFuture[Any]]:
         if self._closed:
             raise ExecutorClosed("this executor was shut down: it takes no more work")
-        function = Function(next(self._functions), dump_function(fn)) if fn else None
+        function = Function(next(self._functions), dump_function(fn)) if fn is not None else None
         jobs: list[Job] = []
         futures: list[GPUFuture[Any]] = []
         for place, call in enumerate(calls):
@@ -330,7 +330,9 @@ def _in_order(futures: list[GPUFuture[Result]], deadline: float | None) -> Itera
         futures.reverse()
         while futures:
             left = None if deadline is None else deadline - time.monotonic()
-            yield futures.pop().result(left)
+            result = futures[-1].result(left)
+            futures.pop()
+            yield result
     finally:
         for future in futures:
             future.cancel()

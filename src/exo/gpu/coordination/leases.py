@@ -85,7 +85,9 @@ def _hold(request: Request, node: LocalNode) -> Generator[LeasedDevice]:
         name = grant.decision.chosen[0]
         devices = node.inventory().devices
         device = next(device for device in devices if device.device_id == name)
-        yield LeasedDevice(**msgspec.structs.asdict(device), variables=node.environment((name,)))
+        yield LeasedDevice(
+            **msgspec.structs.asdict(device), variables=node.environment((name,), grant.lease_ids)
+        )
     finally:
         for lease_id in grant.lease_ids:
             node.release(lease_id)

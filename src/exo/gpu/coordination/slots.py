@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from exo.gpu.scheduling.selector import refusal_message, select
-from exo.gpu.vocabulary.errors import InvalidValue, NeverAvailable, NoDevice, NotNow
+from exo.gpu.vocabulary.errors import NeverAvailable, NoDevice, NotNow
 from exo.gpu.vocabulary.request import Request
-from exo.gpu.vocabulary.units import parse_size
+from exo.gpu.vocabulary.units import check_whole, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,31 +65,44 @@ def acquire_slots(
         NotNow: when one could, but not at the moment.
 
     """
-    if slots is not None and slots < 1:
-        raise InvalidValue("slots", slots, "a whole number of at least 1")
+    check_whole("slots", slots, low=1, optional=True)
+    request = msgspec.structs.replace(request, count=1, slots=slots)
     snapshot = node.snapshot()
-    decision = select(snapshot, msgspec.structs.replace(request, count=1))
+    decision = select(snapshot, request)
     if not decision.chosen:
         raise refusal(decision)
     devices = {state.device.device_id: state.device for state in snapshot.devices}
-    acquired: list[tuple[str, GPUDevice]] = []
     left_out = {refusal.device_id for refusal in decision.left_out}
-    for score in decision.ranking:
-        if score.device_id in left_out:
-            continue
-        device = devices[score.device_id]
-        single = Request(
-            memory_bytes=request.memory_bytes,
-            exclusive=request.exclusive,
-            devices=(device.device_id,),
-            holder=request.holder,
-        )
-        for _ in range(slots or device.slots):
-            grant = node.acquire(single)
-            if not grant.lease_ids:
-                decision = decision if acquired else grant.decision
-                break
-            acquired.append((grant.lease_ids[0], device))
+    usable = [devices[score.device_id] for score in decision.ranking]
+    acquired: list[tuple[str, GPUDevice]] = []
+    last = decision
+    try:
+        for device in usable:
+            if device.device_id not in left_out:
+                last = _acquire_on(node, request, device, acquired) or last
+    except BaseException:
+        for lease_id, _ in acquired:
+            node.release(lease_id)
+        raise
     if not acquired:
-        raise refusal(decision)
+        raise refusal(last)
     return acquired, decision
+
+
+def _acquire_on(
+    node: Node, request: Request, device: GPUDevice, acquired: list[tuple[str, GPUDevice]]
+) -> Decision | None:
+    """Lease the device's slots one by one; the decision that refused one, if any did."""
+    single = Request(
+        memory_bytes=request.memory_bytes,
+        exclusive=request.exclusive,
+        slots=request.slots,
+        devices=(device.device_id,),
+        holder=request.holder,
+    )
+    for _ in range(request.slots or device.slots):
+        grant = node.acquire(single)
+        if not grant.lease_ids:
+            return grant.decision
+        acquired.append((grant.lease_ids[0], device))
+    return None

@@ -39,8 +39,13 @@ def run_attached(
     def let_pass(_: int, __: FrameType | None) -> None:
         return
 
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
-    previous[signal.SIGINT] = signal.signal(signal.SIGINT, let_pass)
+    answers = {**dict.fromkeys(FORWARDED, forward), signal.SIGINT: let_pass}
+    # What the caller ignores (nohup, a shell's "&") the command goes on ignoring.
+    previous = {
+        number: signal.signal(number, answer)
+        for number, answer in answers.items()
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         process = subprocess.Popen(list(argv), env=dict(environ), pass_fds=keep_open)
         for number in received:

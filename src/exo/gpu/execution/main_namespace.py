@@ -11,8 +11,8 @@ from typing import Any
 NAMESPACE: dict[str, Any] = {"__name__": "__main__"}
 """Globals of every function that came by value from the caller's ``__main__``."""
 
-_SENT: dict[str, Any] = {}
-_ABSENT = object()
+_SENT: dict[str, int | None] = {}
+"""For each name a digest of what the caller last sent; None for what pickle cannot name."""
 
 
 class CallersMain(dict[str, Any]):
@@ -32,19 +32,27 @@ _MARK = __name__.rpartition(".")[2].encode()
 
 
 def load(payload: bytes | bytearray) -> Any:
-    """Unpickle what the caller sent; names that code here has set since it came stay as they are.
+    """Unpickle what the caller sent; a global follows the caller only where the caller changed it.
 
-    So a model that an initializer puts into a global is there for every item, while a function
-    that the caller defined anew takes the place of the old one.
+    So a model that an initializer puts into a global, or into a dictionary there, is still there
+    for every item, while what a notebook defines anew takes the place of the old.
     """
     if _MARK not in payload:
         return pickle.loads(payload)
     before = dict(NAMESPACE)
     value = pickle.loads(payload)
     for name, arrived in list(NAMESPACE.items()):
-        old = before.get(name, _ABSENT)
-        if old is not _ABSENT and old is not _SENT.get(name, _ABSENT):
-            NAMESPACE[name] = old
-        elif old is not arrived:
-            _SENT[name] = arrived
+        if name in before and arrived is before[name]:
+            continue  # it did not come with this payload
+        digest = _digest(arrived)
+        if name in before and digest is not None and digest == _SENT.get(name):
+            NAMESPACE[name] = before[name]
+        _SENT[name] = digest
     return value
+
+
+def _digest(value: object) -> int | None:
+    try:
+        return hash(pickle.dumps(value))
+    except Exception:  # noqa: BLE001 - functions and classes of the caller's __main__, above all
+        return None

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -58,6 +59,11 @@ class Runner:
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
 
     def set_up(self, setup: SlotSetup) -> str | None:
         """Hand over the import path and run the initializer; None, or why it was refused.
@@ -112,8 +118,9 @@ class Runner:
         try:
             self._process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
-            self.kill()
+            self._process.kill()
             self._process.wait()
+        self.kill()  # what it started may live on, without a lease
 
     def _send(self, kind: Frame, payload: bytes) -> None:
         try:
@@ -155,43 +162,45 @@ def run_command(
     The process is in ``running`` while it lives, so that another thread can end it.
     """
     started = time.time()
-    command = work.command or ""
-    try:
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", command],
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=keep_open,
-            process_group=0,
-        )
-    except (OSError, ValueError) as error:
-        reason = f"the shell cannot be started: {error}"
+    # Files, not pipes: what the command leaves running in the background holds up nobody.
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        try:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", work.command or ""],
+                env=dict(environ),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=keep_open,
+                process_group=0,
+            )
+        except (OSError, ValueError) as error:
+            reason = f"the shell cannot be started: {error}"
+            return Outcome(
+                item=work.items[0],
+                ending=Ending.FAILED,
+                started_at=started,
+                ended_at=time.time(),
+                reason=reason,
+                stderr=f"{reason}\n".encode(),
+            )
+        running.append(process)
+        try:
+            status = process.wait()
+        finally:
+            running.remove(process)
+        for file in (stdout, stderr):
+            file.seek(0)
         return Outcome(
             item=work.items[0],
-            ending=Ending.FAILED,
+            ending=Ending.FAILED if status else Ending.SUCCEEDED,
             started_at=started,
             ended_at=time.time(),
-            reason=reason,
-            stderr=f"{reason}\n".encode(),
+            reason=f"the command {describe_exit(status)}" if status else "",
+            exit_status=status,
+            stdout=stdout.read(),
+            stderr=stderr.read(),
         )
-    running.append(process)
-    try:
-        stdout, stderr = process.communicate()
-    finally:
-        running.remove(process)
-    succeeded = process.returncode == 0
-    return Outcome(
-        item=work.items[0],
-        ending=Ending.SUCCEEDED if succeeded else Ending.FAILED,
-        started_at=started,
-        ended_at=time.time(),
-        reason="" if succeeded else f"the command {describe_exit(process.returncode)}",
-        exit_status=process.returncode,
-        stdout=stdout,
-        stderr=stderr,
-    )
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -65,12 +65,16 @@ class RunnerSupervisor:
         """Queue a piece of work; returns at once."""
         self._inbox.put(work)
 
-    def stop(self, *, kill: bool, timeout_seconds: float) -> None:
-        """End the slot after its current work, or with ``kill`` at once; harmless twice."""
+    def ask_to_stop(self, *, kill: bool) -> None:
+        """Let the slot end after its current work, or with ``kill`` at once; returns at once."""
         self._stopping = True
         self._inbox.put(None)
         if kill:
             self._kill()
+
+    def stop(self, *, kill: bool, timeout_seconds: float) -> None:
+        """End the slot and wait for it; after ``timeout_seconds`` it is killed. Harmless twice."""
+        self.ask_to_stop(kill=kill)
         self._thread.join(timeout_seconds)
         if self._thread.is_alive():
             self._kill()
@@ -95,12 +99,16 @@ class RunnerSupervisor:
                 self._sink(SlotOutcomes(self.slot_id, (outcome,)))
                 self._sink(SlotIdle(self.slot_id, work.work_id))
             elif not self._perform(work):
-                return
+                break
         if self._runner is not None:
             self._runner.close()
 
     def _perform(self, work: Work) -> bool:
         """Do one piece of work; False when the slot has to be given up."""
+        if self._runner is not None and not self._runner.alive:
+            # It died between two pieces of work, which is no attempt at this one.
+            self._runner.close()
+            self._runner = None
         if self._runner is None and not self._start(unfinished=work.items):
             return False
         runner = self._runner
@@ -110,11 +118,18 @@ class RunnerSupervisor:
             for outcomes in runner.work(work):
                 reported += len(outcomes)
                 self._sink(SlotOutcomes(self.slot_id, outcomes))
-        except WorkerDied as death:
+        except Exception as error:
+            if not isinstance(error, WorkerDied):
+                logger.exception(
+                    "slot %d: worker %d cannot be understood", self.slot_id, runner.pid
+                )
+                runner.kill()
+                runner.close()
             self._runner = None
+            reason = str(error) or type(error).__name__
+            logger.warning("slot %d: %s", self.slot_id, reason)
             unfinished = work.items[reported:]
-            logger.warning("slot %d: %s", self.slot_id, death)
-            self._sink(SlotDied(self.slot_id, work.work_id, unfinished, str(death), time.time()))
+            self._sink(SlotDied(self.slot_id, work.work_id, unfinished, reason, time.time()))
             return True
         self._sink(SlotIdle(self.slot_id, work.work_id))
         return True
@@ -137,7 +152,8 @@ class RunnerSupervisor:
                 return True
             problem = f"the initializer failed:\n{refused}"
             runner.close()
-            break
+            if not unfinished:
+                break  # at the first start it fails for good; later it may have been the moment
         self._runner = None
         self._sink(SlotFailed(self.slot_id, problem, unfinished))
         return False

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections import OrderedDict
@@ -25,6 +27,9 @@ FUNCTIONS_KEPT = 8
 # Outcomes are held back this long at most, so that short items share a frame.
 REPORT_SECONDS = 0.02
 
+# How soon a worker in the middle of an item notices that its parent is gone.
+PARENT_CHECK_SECONDS = 1.0
+
 
 def main(descriptor: int) -> int:
     """Serve the socket until the parent closes it; 0 then, 1 when the set-up was refused."""
@@ -34,6 +39,10 @@ def main(descriptor: int) -> int:
     from exo.gpu.execution.frames import Frame, receive_frame, send_frame
 
     stream = socket.socket(fileno=descriptor)
+    # A child that the user's code forks must not keep the connection open when we die.
+    os.register_at_fork(after_in_child=stream.close)
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    reporter = _Reporter(stream, send_frame, Frame.OUTCOMES)
     functions: OrderedDict[int, Callable[..., Any]] = OrderedDict()
     origin = time.time() - time.perf_counter()
     while True:
@@ -57,7 +66,8 @@ def main(descriptor: int) -> int:
             if number is not None:
                 functions.move_to_end(number)
             function = functions[number] if number is not None else _apply
-            _work(stream, function, pickled, origin)
+            _work(reporter, function, pickled, origin)
+            reporter.flush()
             send_frame(stream, Frame.IDLE, b"")
 
 
@@ -100,14 +110,56 @@ def _load_function(pickled: bytes) -> Callable[..., Any]:
     return call
 
 
-def _work(
-    stream: socket.socket, function: Callable[..., Any], pickled: bytes, origin: float
-) -> None:
-    from exo.gpu.execution.frames import Frame, send_frame
+def _follow(parent: int) -> None:
+    """End this process group once its parent is gone: nobody will hear of its work."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_SECONDS)
+    os.killpg(0, signal.SIGKILL)
+
+
+class _Reporter:
+    """Sends outcomes together, but holds none back for longer than :data:`REPORT_SECONDS`.
+
+    A thread sees to that while the next item runs: the caller may be waiting for the last one.
+    """
+
+    def __init__(self, stream: socket.socket, send: Callable[..., None], kind: object) -> None:
+        self._stream, self._send, self._kind = stream, send, kind
+        self._outcomes: list[tuple[int, bool, float, float, bytes]] = []
+        self._flushed = time.perf_counter()
+        self._lock = threading.Lock()
+        self._waiting = threading.Event()
+        threading.Thread(target=self._flush_late, name="exo-gpu-report", daemon=True).start()
+
+    def add(self, outcome: tuple[int, bool, float, float, bytes]) -> None:
+        with self._lock:
+            self._outcomes.append(outcome)
+        if time.perf_counter() - self._flushed > REPORT_SECONDS:
+            self.flush()
+        else:
+            self._waiting.set()
+
+    def flush(self) -> None:
+        with self._lock:
+            self._waiting.clear()
+            if self._outcomes:
+                self._send(self._stream, self._kind, pickle.dumps(self._outcomes))
+                self._outcomes = []
+            self._flushed = time.perf_counter()
+
+    def _flush_late(self) -> None:
+        while True:
+            self._waiting.wait()
+            time.sleep(REPORT_SECONDS)
+            try:
+                self.flush()
+            except OSError:
+                return  # the parent is gone; the main thread finds out by itself
+
+
+def _work(reporter: _Reporter, function: Callable[..., Any], pickled: bytes, origin: float) -> None:
     from exo.gpu.execution.main_namespace import load
 
-    outcomes: list[tuple[int, bool, float, float, bytes]] = []
-    reported = time.perf_counter()
     for place, item in enumerate(pickle.loads(pickled)):
         started = time.perf_counter()
         try:
@@ -115,19 +167,14 @@ def _work(
         except BaseException as error:  # noqa: BLE001 - the item's own failure, sys.exit included
             succeeded, payload = False, pickle_error(error)
         ended = time.perf_counter()
-        outcomes.append((place, succeeded, origin + started, origin + ended, payload))
-        if ended - reported > REPORT_SECONDS:
-            send_frame(stream, Frame.OUTCOMES, pickle.dumps(outcomes))
-            outcomes, reported = [], ended
-    if outcomes:
-        send_frame(stream, Frame.OUTCOMES, pickle.dumps(outcomes))
+        reporter.add((place, succeeded, origin + started, origin + ended, payload))
 
 
 def pickle_result(value: object) -> bytes:
     """The bytes of a result; what pickle cannot name goes by value.
 
     Raises:
-        TypeError: saying what could not be pickled.
+        NotTransferable: saying what could not be pickled.
 
     """
     try:
@@ -142,8 +189,10 @@ def _pickle_by_value(value: object, problem: Exception) -> bytes:
 
         return cloudpickle.dumps(value, protocol=5)
     except Exception:  # noqa: BLE001 - the first problem says more
+        from exo.gpu.vocabulary.errors import NotTransferable
+
         text = f"the result, of type {type(value).__qualname__}, cannot be pickled: {problem}"
-        raise TypeError(text) from None
+        raise NotTransferable(text) from None
 
 
 def pickle_error(error: BaseException) -> bytes:
@@ -158,4 +207,7 @@ def pickle_error(error: BaseException) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    try:
+        sys.exit(main(int(sys.argv[1])))
+    except OSError:
+        sys.exit(0)  # the parent is gone, and nobody reads any more

@@ -12,7 +12,7 @@ from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
 from exo.gpu.execution.foreground import run_attached
 from exo.gpu.execution.lease_store import HeldLease, LeaseStore
 from exo.gpu.execution.outcome import shell_status
-from exo.gpu.execution.pinning import LEASES_VARIABLE, Changes, apply_changes, pinning_changes
+from exo.gpu.execution.pinning import LEASES_VARIABLE, apply_changes, pinning_changes
 from exo.gpu.execution.state_directory import StorePlace, choose_place
 from exo.gpu.execution.supervisor import RunnerSupervisor
 from exo.gpu.nodes.transport import Grant
@@ -135,8 +135,8 @@ class NodeAgent:
     def run_attached(self, argv: Sequence[str], lease_ids: tuple[str, ...]) -> int:
         """Run a command under the leases with the caller's terminal; its status as a shell's."""
         held = [self._leases[lease_id] for lease_id in lease_ids]
-        changes = self.environment(tuple(lease.lease.device_id for lease in held))
-        environ = self._under(lease_ids, changes)
+        changes = self.environment(tuple(lease.lease.device_id for lease in held), lease_ids)
+        environ = apply_changes(self._environ, changes)
         keep_open = tuple(lease.lock_fd for lease in held)
         return shell_status(run_attached(argv, environ, keep_open))
 
@@ -145,11 +145,11 @@ class NodeAgent:
     ) -> int:
         """Start a slot on the leased device."""
         held = self._leases[lease_id]
-        changes = self.environment((held.lease.device_id,))
+        changes = self.environment((held.lease.device_id,), (lease_id,))
         slot_id = next(self._numbers)
         supervisor = RunnerSupervisor(
             slot_id,
-            environ=self._under((lease_id,), changes),
+            environ=apply_changes(self._environ, changes),
             keep_open=(held.lock_fd,),
             setup=setup,
             sink=sink,
@@ -161,15 +161,19 @@ class NodeAgent:
         """Give a slot its next work."""
         self._slots[slot_id][0].submit(work)
 
-    def close_slot(self, slot_id: int, *, kill: bool = False) -> None:
-        """End a slot and release its lease; harmless twice."""
-        supervisor, lease_id = self._slots.pop(slot_id, (None, ""))
-        if supervisor is not None:
+    def close_slots(self, slot_ids: tuple[int, ...], *, kill: bool = False) -> None:
+        """End slots together and release their leases; harmless twice."""
+        ending = [self._slots.pop(slot_id) for slot_id in slot_ids if slot_id in self._slots]
+        for supervisor, _ in ending:
+            supervisor.ask_to_stop(kill=kill)
+        for supervisor, lease_id in ending:
             supervisor.stop(kill=kill, timeout_seconds=STOP_SECONDS)
             self.release(lease_id)
 
-    def environment(self, device_ids: tuple[str, ...]) -> dict[str, str | None]:
-        """The variables that pin a process to these devices of one backend."""
+    def environment(
+        self, device_ids: tuple[str, ...], lease_ids: tuple[str, ...] = ()
+    ) -> dict[str, str | None]:
+        """The variables that pin a process to these devices of one backend, under these leases."""
         devices = [self._device(device_id) for device_id in device_ids]
         owners = [self._service.backend_of(device_id) for device_id in device_ids]
         backend = owners[0]
@@ -183,7 +187,9 @@ class NodeAgent:
             for name, other in self._service.backends.items()
             if other is not backend and isinstance(other, PinningAbility)
         ]
-        return pinning_changes(backend.pinning(devices, self._environ), others, devices[0])
+        pinned = backend.pinning(devices, self._environ)
+        changes = pinning_changes(pinned, others, devices[0])
+        return changes | {LEASES_VARIABLE: ",".join((*self._umbrella, *lease_ids)) or None}
 
     def _twin_or_nothing(
         self, name: str, backend: PinningAbility, devices: Sequence[GPUDevice]
@@ -204,18 +210,12 @@ class NodeAgent:
 
     def close(self) -> None:
         """End all slots, at once, and let go of all leases; harmless twice."""
-        for slot_id in list(self._slots):
-            self.close_slot(slot_id, kill=True)
+        self.close_slots(tuple(self._slots), kill=True)
         for lease_id in list(self._leases):
             self.release(lease_id)
         if self._store is not None:
             self._store.close()
             self._store = None
-
-    def _under(self, lease_ids: tuple[str, ...], changes: Changes) -> dict[str, str]:
-        """The environment of a process that works under these leases, and under our own."""
-        ids = ",".join((*self._umbrella, *lease_ids))
-        return apply_changes(self._environ, changes | {LEASES_VARIABLE: ids})
 
     def _device(self, device_id: str) -> GPUDevice:
         for device in self.inventory().devices:

@@ -80,13 +80,15 @@ class LocalNode:
         """Give a slot its next work."""
         self._agent.submit(slot_id, work)
 
-    def close_slot(self, slot_id: int, *, kill: bool = False) -> None:
-        """End a slot and release its lease."""
-        self._agent.close_slot(slot_id, kill=kill)
+    def close_slots(self, slot_ids: tuple[int, ...], *, kill: bool = False) -> None:
+        """End slots together and release their leases."""
+        self._agent.close_slots(slot_ids, kill=kill)
 
-    def environment(self, device_ids: tuple[str, ...]) -> dict[str, str | None]:
-        """The variables that pin a process to these devices and hide all others."""
-        return self._agent.environment(device_ids)
+    def environment(
+        self, device_ids: tuple[str, ...], lease_ids: tuple[str, ...] = ()
+    ) -> dict[str, str | None]:
+        """What pins a process to these devices, under these leases, and hides all others."""
+        return self._agent.environment(device_ids, lease_ids)
 
     def run_attached(self, argv: Sequence[str], lease_ids: tuple[str, ...]) -> int:
         """Run a command under the leases with this process's terminal; its status as a shell's.

@@ -52,14 +52,16 @@ class Node(Protocol):
         """Give a slot its next work; returns at once, the sink hears how it went."""
         ...
 
-    def close_slot(self, slot_id: int, *, kill: bool = False) -> None:
-        """End a slot and release its lease; with ``kill`` without waiting for its work."""
+    def close_slots(self, slot_ids: tuple[int, ...], *, kill: bool = False) -> None:
+        """End slots together and release their leases; with ``kill`` not waiting for their work."""
         ...
 
     def close(self) -> None:
         """End all slots, at once, and let go of all leases; harmless twice."""
         ...
 
-    def environment(self, device_ids: tuple[str, ...]) -> dict[str, str | None]:
-        """The variables that pin a process to these devices and hide all others."""
+    def environment(
+        self, device_ids: tuple[str, ...], lease_ids: tuple[str, ...] = ()
+    ) -> dict[str, str | None]:
+        """What pins a process to these devices, under these leases, and hides all others."""
         ...

@@ -52,7 +52,7 @@ def refusal_message(decision: Decision) -> str:
         return "no device was found here"
     if not decision.never:
         return _not_now_message(decision)
-    unknown = [one.reason for one in decision.refusals if one.reason.startswith("no device here")]
+    unknown = [one.reason for one in decision.refusals if one.rule == "name"]
     if unknown:
         return "; ".join(unknown)
     if decision.never_reason:
@@ -95,7 +95,9 @@ def _not_now_message(decision: Decision) -> str:
     waiting = [one for one in decision.refusals if not one.permanent]
     count = decision.request.count
     asked = f"{count} devices are asked for; " if count > 1 else ""
-    return f"not now: {asked}{_joined(waiting)}"
+    names = ", ".join(one.device_id for one in decision.left_out[:_REASONS_SHOWN])
+    instead = f"; {names} would do now, if asked for by name" if names else ""
+    return f"not now: {asked}{_joined(waiting)}{instead}"
 
 
 def _joined(refusals: Sequence[Refusal]) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from exo.gpu.scheduling.ledger import free_memory, total_memory
+from exo.gpu.scheduling.ledger import free_memory, others_leases, total_memory
 from exo.gpu.vocabulary.decision import Refusal
 from exo.gpu.vocabulary.device import GPUDevice
-from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot
 from exo.gpu.vocabulary.units import format_size
@@ -34,7 +33,7 @@ def unknown_names(snapshot: Snapshot, request: Request) -> tuple[Refusal, ...]:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         reason = f"no device here is called {name!r} ({hint}here: {here})"
-        refusals.append(Refusal(device_id=name, rule="device", reason=reason, permanent=True))
+        refusals.append(Refusal(device_id=name, rule="name", reason=reason, permanent=True))
     return tuple(refusals)
 
 
@@ -105,7 +104,7 @@ def by_health(state: DeviceState, snapshot: Snapshot, request: Request) -> Refus
 
 def by_exclusive(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
     """A whole device is for one lease only, and for what works under it."""
-    leases = _others(state, snapshot)
+    leases = others_leases(state, snapshot)
     for lease in leases:
         if lease.exclusive:
             return _not_now(state, "exclusive", f"is wholly leased{_by(lease.holder, lease.pid)}")
@@ -120,10 +119,11 @@ def by_slots(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusa
     """Work that declares no memory takes one of the device's slots."""
     if request.memory_bytes is not None:
         return None
-    taken = sum(lease.memory_bytes is None for lease in _others(state, snapshot))
-    if taken < state.device.slots:
+    taken = sum(lease.memory_bytes is None for lease in others_leases(state, snapshot))
+    slots = request.slots or state.device.slots
+    if taken < slots:
         return None
-    return _not_now(state, "slots", f"has {taken} of {state.device.slots} slots taken")
+    return _not_now(state, "slots", f"has {taken} of {slots} slots taken")
 
 
 def by_free_memory(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
@@ -171,11 +171,6 @@ def first_refusal(
         if refusal is not None:
             return refusal
     return None
-
-
-def _others(state: DeviceState, snapshot: Snapshot) -> list[Lease]:
-    """The leases on a device, without those under which the asker itself works."""
-    return [lease for lease in state.leases if lease.lease_id not in snapshot.umbrella]
 
 
 def _by(holder: str, pid: int) -> str:

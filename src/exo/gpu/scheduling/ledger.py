@@ -83,6 +83,11 @@ def free_memory(state: DeviceState, snapshot: Snapshot) -> FreeMemory:
     )
 
 
+def others_leases(state: DeviceState, snapshot: Snapshot) -> tuple[Lease, ...]:
+    """The leases on a device, without those under which the asker itself works."""
+    return tuple(lease for lease in state.leases if lease.lease_id not in snapshot.umbrella)
+
+
 def total_memory(state: DeviceState, snapshot: Snapshot) -> int | None:
     """The most that ``state`` could ever give, or None where nobody knows."""
     limits = _limits(state, snapshot)
@@ -103,13 +108,16 @@ def used_before(state: DeviceState, snapshot: Snapshot) -> int | None:
 
 def _limits(state: DeviceState, snapshot: Snapshot) -> tuple[_Limit, ...]:
     """The device's own limit, and behind it that of its pool where it shares one."""
-    own = _limit(state.device.device_id, state, state.leases)
+    own = _limit(state.device.device_id, state, others_leases(state, snapshot))
     members = _pool_members(state, snapshot)
     if not members:
         return (own,)
     pool = state.device.memory_pool
     leases = tuple(
-        lease for member in members for lease in member.leases if lease.memory_pool == pool
+        lease
+        for member in members
+        for lease in others_leases(member, snapshot)
+        if lease.memory_pool == pool
     )
     # What a grant recorded on a shared pool is the pool's use, so it says nothing of the device.
     unrecorded = tuple(

@@ -50,9 +50,8 @@ class PullScheduler:
     first, alone, and is given up after ``max_attempts`` deaths.
     """
 
-    def __init__(self, *, max_attempts: int = 3, chunk_size: int | None = None) -> None:
+    def __init__(self, *, max_attempts: int = 3) -> None:
         self._max_attempts = max_attempts
-        self._chunk_size = chunk_size
         self._slots: dict[int, _Slot] = {}
         self._dead: deque[int] = deque()
         self._deaths: dict[int, int] = {}
@@ -112,9 +111,8 @@ class PullScheduler:
         self._dead.extend(items)
 
     def _chunk(self, slot: _Slot, available: int) -> int:
-        if self._chunk_size is not None:
-            return self._chunk_size
-        if slot.seconds_per_item is None:
+        # With a single attempt, an item must not die of its neighbour.
+        if slot.seconds_per_item is None or self._max_attempts == 1:
             return 1
         by_time = CHUNK_SECONDS / slot.seconds_per_item if slot.seconds_per_item > 0 else math.inf
         share = self._speed_share(slot)

@@ -171,14 +171,14 @@ def _left_out(device: GPUDevice, chosen: GPUDevice) -> Refusal:
     if device.device_class is not chosen.device_class:
         rule = "class"
         reason = (
-            f"is of class {device.device_class}, while the best eligible device "
-            f"{chosen.device_id} is {chosen.device_class}; {ask}"
+            f"is of class {device.device_class}, while the best that can serve, "
+            f"{chosen.device_id}, is {chosen.device_class}; {ask}"
         )
     else:
         rule = "runtime"
         reason = (
-            f"belongs to runtime {device.runtime}, while the best eligible device "
-            f"{chosen.device_id} is {chosen.runtime}; ask for runtime {device.runtime}, "
+            f"belongs to runtime {device.runtime}, while the best that can serve, "
+            f"{chosen.device_id}, is {chosen.runtime}; ask for runtime {device.runtime}, "
             f"for device {device.device_id}, or for all devices"
         )
     return Refusal(device_id=device.device_id, rule=rule, reason=reason, permanent=False)

@@ -125,6 +125,9 @@ class GPUDevice(WireValue, frozen=True):
             check_number(field, getattr(self, field), low=0, optional=True)
         check_whole("slots", self.slots, low=1)
         check_whole("numa_node", self.numa_node, optional=True)
+        if self.device_class not in tuple(DeviceClass):
+            raise UnknownName("device_class", self.device_class, DeviceClass)
+        force_setattr(self, "device_class", DeviceClass(self.device_class))
         if self.backend == "cpu":
             force_setattr(self, "device_class", DeviceClass.HOST)
         force_setattr(self, "backend_name", self.backend_name or self.backend)

@@ -23,6 +23,8 @@ class Request(WireValue, frozen=True, kw_only=True):
     """How many devices; all or nothing."""
     exclusive: bool = False
     """Nobody else's lease on the same device."""
+    slots: int | None = None
+    """How many leases without declared memory a device may have; None: as many as it states."""
     devices: tuple[str, ...] = ()
     """Only these, by device id, alias or hardware id; any class and runtime among them."""
     runtime: str | None = None
@@ -38,6 +40,7 @@ class Request(WireValue, frozen=True, kw_only=True):
         """Check every field."""
         check_whole("memory_bytes", self.memory_bytes, low=1, optional=True)
         check_whole("count", self.count, low=1)
+        check_whole("slots", self.slots, low=1, optional=True)
         for name in self.devices:
             check_text("devices", name)
         if self.runtime is not None:

@@ -65,9 +65,11 @@ def command(as_json: bool, refresh: bool, forget: str | None) -> None:
         click.echo(devices_table(states, failures=failures, support=support))
     else:
         click.echo("No device was found.")
+        for finding in report.findings:
+            click.echo(f"{finding.backend}: {finding.reason or 'it lists no device'}")
     if report.missing:
         click.echo(missing_lines(report.missing))
-    absent = _absent(report)
+    absent = _absent(report) if states else []
     if absent:
         click.echo(f"Not here: {', '.join(absent)} (exo-gpu doctor says why).")
 

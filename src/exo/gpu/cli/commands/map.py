@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from exo.gpu.cli.context import left_out_line, make_request, request_options
+from exo.gpu.cli.context import files, left_out_line, make_request, request_options
 from exo.gpu.cli.main import complain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from types import FrameType
 
+    from exo.gpu.cli.progress import Progress
     from exo.gpu.coordination.commands import CommandDone
 
 ITEMS_FOLLOW = ":::"
@@ -22,6 +26,8 @@ PLACE = "{}"
 
 # As GNU parallel: the status is the number of failed items, up to here; one more means "more".
 MOST_COUNTED = 100
+
+SIGNAL_BASE = 128  # a shell's status for a death by signal n is 128 + n
 
 # Outputs that wait for their turn under --keep-order stay in memory up to here, then on disk.
 SPOOL_BYTES = 16 * 2**20
@@ -41,7 +47,13 @@ READ_BYTES = 65536  # what a pipe holds on Linux
 )
 @click.option("-k", "--keep-order", is_flag=True, help="Print in the order of the items.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line for each item.")
-@click.argument("words", metavar="TEMPLATE [::: ITEM...]", nargs=-1, type=click.UNPROCESSED)
+@click.argument(
+    "words",
+    metavar="TEMPLATE [::: ITEM...]",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    shell_complete=files,
+)
 def command(
     words: tuple[str, ...],
     slots: int | None,
@@ -52,9 +64,9 @@ def command(
     """Run a command for every item, spread over the devices.
 
     TEMPLATE is a command of /bin/sh. The item, quoted for the shell, replaces every {}, or
-    follows it where there is none. Items come after ':::', or from standard input, one a line,
-    an empty line being an item. A device takes the next item as soon as it is free. What an
-    item prints comes out whole, as the items end.
+    follows it where there is none; put no quotes of your own around {}. Items come after ':::',
+    or from standard input, one a line, an empty line being an item. A device takes the next item
+    as soon as it is free. What an item prints comes out whole, as the items end.
 
     \b
     exo-gpu map 'gzip -9 -k {}' ::: *.jsonl
@@ -67,17 +79,52 @@ def command(
     template, arguments = _split(words)
     items = _lines_of_stdin() if arguments is None else arguments
     request = make_request(f"exo-gpu map {template}", options)
-    results = map_commands((fill(template, item) for item in items), request=request, slots=slots)
-    total = None if arguments is None else len(arguments)
-    with results, Progress(sys.stderr, total=total) as progress:
+    commands = (fill(template, item) for item in items)
+    progress = Progress(sys.stderr, total=None if arguments is None else len(arguments))
+    with (
+        _ending_on_signals(),
+        map_commands(commands, request=request, slots=slots) as results,
+        progress,
+    ):
         left_out = left_out_line(results.left_out)
         if left_out:
             complain(left_out)
         for done in in_order(results) if keep_order else results:
             with progress.aside():
                 _print(done, as_json=as_json)
-            progress.count(done.device_id, succeeded=done.outcome.ending is Ending.SUCCEEDED)
+            succeeded = done.outcome.ending is Ending.SUCCEEDED
+            progress.count(done.index, done.device_id, succeeded=succeeded)
+    if progress.failed:
+        complain(_failures(progress))
     return min(progress.failed, MOST_COUNTED + 1)
+
+
+def _failures(progress: Progress) -> str:
+    """Which items failed, counted from 1 as people and ``sed -n`` do."""
+    names = ", ".join(str(index + 1) for index in progress.failed_items)
+    more = " and more" if progress.failed > len(progress.failed_items) else ""
+    return f"{progress.failed} of {progress.done} items failed: {names}{more}"
+
+
+@contextmanager
+def _ending_on_signals() -> Generator[None]:
+    """Let SIGTERM and SIGHUP unwind the program, so that they end what runs, as Ctrl-C does."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(SIGNAL_BASE + number)
+
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def fill(template: str, item: str) -> str:
@@ -107,6 +154,9 @@ def in_order(results: Iterable[CommandDone]) -> Iterator[CommandDone]:
                 out, err = spool.read(out_bytes), spool.read(err_bytes)
                 yield replace(bare, outcome=replace(bare.outcome, stdout=out, stderr=err))
                 turn += 1
+            if not waiting:
+                spool.seek(0)
+                spool.truncate()
 
 
 def _split(words: tuple[str, ...]) -> tuple[str, Sequence[str] | None]:

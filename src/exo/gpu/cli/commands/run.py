@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from exo.gpu.cli.context import count_option, left_out_line, make_request, request_options
+from exo.gpu.cli.context import count_option, files, left_out_line, make_request, request_options
 from exo.gpu.cli.main import complain
 
 if TYPE_CHECKING:
@@ -26,7 +27,13 @@ NO_SUCH_COMMAND = 127
 )
 @request_options
 @count_option
-@click.argument("argv", metavar="[--] COMMAND [ARGUMENT]...", nargs=-1, type=click.UNPROCESSED)
+@click.argument(
+    "argv",
+    metavar="[--] COMMAND [ARGUMENT]...",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    shell_complete=files,
+)
 def command(argv: tuple[str, ...], **options: Any) -> int:
     """Run a command pinned to the device that suits it best.
 
@@ -43,7 +50,9 @@ def command(argv: tuple[str, ...], **options: Any) -> int:
     except FileNotFoundError:
         complain(f"there is no command {argv[0]!r}")
         return NO_SUCH_COMMAND
-    except PermissionError:
+    except OSError as error:
+        if not isinstance(error, PermissionError) and error.errno != errno.ENOEXEC:
+            raise
         complain(f"{argv[0]!r} cannot be executed")
         return NOT_EXECUTABLE
 
