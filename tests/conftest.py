@@ -61,6 +61,7 @@ def state_folder(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> It
     folder, registry = short_folder(), short_folder()
     monkeypatch.setenv("EXO_GPU_STATE", str(folder))
     monkeypatch.setenv("EXO_GPU_REGISTRY", str(registry / "devices.json"))
+    monkeypatch.setenv("EXO_GPU_PROBES", str(registry / "probes.json"))
     yield folder
     for path in (folder, registry):
         shutil.rmtree(path, ignore_errors=True)

@@ -31,6 +31,7 @@ __all__ = [
     "ProcessAbility",
     "TelemetryAbility",
     "TopologyAbility",
+    "call_with_deadline",
     "on_daemon_thread",
 ]
 
@@ -277,6 +278,36 @@ class GPUBackend(ABC):
 
     def _missing(self, what: str) -> AbilityMissing:
         return AbilityMissing(f"the {self.name} backend cannot {what}")
+
+
+def call_with_deadline(function: Callable[[], Result], *, seconds: float, name: str) -> Result:
+    """Run a blocking driver call on a daemon thread and wait for it at most ``seconds``.
+
+    A call that does not return is abandoned: its thread is a daemon, so it cannot keep the
+    program from exiting, and a late result is dropped.
+
+    Raises:
+        TimeoutError: naming ``name``, when the deadline passed.
+        Exception: whatever ``function`` raised.
+
+    """
+    box: list[Any] = []
+    done = threading.Event()
+
+    def call() -> None:
+        try:
+            box.append((True, function()))
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, whatever it is
+            box.append((False, error))
+        done.set()
+
+    threading.Thread(target=call, name=name, daemon=True).start()
+    if not done.wait(seconds):
+        raise TimeoutError(f"{name} gave no answer within {seconds:g} s")
+    succeeded, value = box[0]
+    if not succeeded:
+        raise value
+    return value
 
 
 async def on_daemon_thread(function: Callable[[], Result], *, name: str) -> Result:

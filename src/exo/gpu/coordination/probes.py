@@ -170,7 +170,7 @@ def _measure(node: Node, device: GPUDevice, lease_id: str, seconds: float) -> Pr
         reason = f"its driver gave no answer within {seconds + START_SECONDS:g} s"
         return unmeasured(device, reason, at=time.time())
     finally:
-        node.close_slot(slot_id, kill=not answered)
+        node.close_slots((slot_id,), kill=not answered)
 
 
 def _read(device: GPUDevice, event: SlotOutcomes) -> ProbeResult:
