@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 
+import msgspec
 import pytest
 
-from exo.gpu.cli.commands.probe import _figure, _table
+from exo.gpu.cli.commands.devices import _measured
+from exo.gpu.cli.commands.probe import _figure, _pairs_table, _table
 from exo.gpu.coordination.probes import Probes
+from exo.gpu.nodes.local import LocalNode
+from exo.gpu.telemetry.pairs import both_unmeasured
 from exo.gpu.telemetry.probe import FIGURES
-from exo.gpu.vocabulary.probe import Measure, ProbeResult
+from exo.gpu.telemetry.probe_cache import PairCache, pairs_path
+from exo.gpu.vocabulary.links import Link
+from exo.gpu.vocabulary.probe import Measure, PairResult, ProbeResult
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +103,50 @@ def test_a_result_is_a_block_of_figures():
         "123",
         "12,346",
     ]
+
+
+def test_pairs_are_measured_when_asked(devices, exo_gpu):
+    """Rule: a line for each direction behind the devices, or "pairs" in JSON; else neither."""
+    chosen = ("--device", "cuda:0", "--device", "rocm:0")
+    shown = exo_gpu("probe", *chosen, "--pairs").stdout.splitlines()
+    (head,) = [place for place, line in enumerate(shown) if line.startswith("from ")]
+    assert shown[head].split() == ["from", "to", "GB/s", "via"]
+    assert shown[head + 1].split()[:3] == ["cuda:0", "rocm:0", "-"]
+    assert max(map(len, shown)) <= 80
+    answer = json.loads(exo_gpu("probe", *chosen, "--pairs", "--json").stdout)
+    assert all(one["gbps"] is None and one["reason"] for one in answer["pairs"])
+    assert "pairs" not in json.loads(exo_gpu("probe", *chosen, "--json").stdout)
+
+
+def test_a_pair_says_which_way_it_went():
+    """Rule: by the host is told as such, and what a driver does not tell as well."""
+    figure = Measure(median=12.34, lowest=9.36, highest=20.0, runs=7)
+    result = PairResult(
+        source="cuda:0",
+        target="cuda:1",
+        source_hardware_id="GPU-1",
+        target_hardware_id="GPU-2",
+        measured_at=1.0,
+        gbps=figure,
+        through_host=True,
+    )
+    direct = msgspec.structs.replace(result, through_host=False)
+    unknown = msgspec.structs.replace(result, through_host=None)
+    _, *lines = _pairs_table((result, direct, unknown))
+    assert lines[0] == "cuda:0  cuda:1       12.3  the host  9.36 .. 20.0 in 7 runs"
+    assert "  direct  " in lines[1]
+    assert "  not told  " in lines[2]
+    assert _pairs_table(()) == ["There are no two devices to copy between."]
+
+
+def test_a_measured_pair_is_shown_with_its_link(devices):
+    """Rule: under the present drivers the median stands with the link; the other way is unknown."""
+    with LocalNode() as node:
+        states = node.snapshot().devices
+    first, second = (state.device for state in states[:2])
+    figure = Measure(median=25.0, lowest=24.0, highest=26.0, runs=3)
+    there = msgspec.structs.replace(both_unmeasured(first, second, "")[0], gbps=figure)
+    PairCache(pairs_path(os.environ)).keep([there])
+    ids = first.device_id, second.device_id
+    links = [Link(source=one, target=other) for one, other in (ids, ids[::-1], ("cuda:0", "gone"))]
+    assert [link.bandwidth_gbps for link in _measured(links, states)] == [25.0, None, None]

@@ -1,4 +1,4 @@
-"""Intel: cards of the i915 and xe drivers, read from sysfs, hwmon and fdinfo."""
+"""Intel: cards of the i915 and xe drivers, read from sysfs, hwmon and fdinfo; used through wgpu."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exo.gpu.backend import GPUBackend
-from exo.gpu.backends import drm, drm_clients, level_zero_readings
+from exo.gpu.backends import drm, drm_clients, host, level_zero_readings
 from exo.gpu.backends.counter_rates import CounterRates
 from exo.gpu.backends.support import support_level
+from exo.gpu.backends.webgpu_buffers import WebGPUBuffers, open_card
 from exo.gpu.vocabulary.device import HOST_POOL, GPUDevice
 from exo.gpu.vocabulary.errors import BackendError, BackendUnavailable, DeviceLost
 from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from exo.gpu.backend import DeviceProcess
+    from exo.gpu.backends.webgpu import WebGPUDevice
 
 INTEL = "8086"
 MASK = "ZE_AFFINITY_MASK"
@@ -38,11 +39,11 @@ _LARGEST_CLOCKS = ("device/tile0/gt0/freq0/max_freq", "gt_max_freq_mhz")
 _INTEGRATED_PLACE = "0000:00:02.0"
 
 
-class LevelZeroBackend(GPUBackend):
+class LevelZeroBackend(WebGPUBuffers):
     """Intel GPUs on Linux.
 
-    ``root`` is where the DRM cards lie, ``proc`` where the processes do, and ``clock`` gives
-    monotonic seconds.
+    ``root`` is where the DRM cards lie, ``proc`` where the processes do, ``clock`` gives monotonic
+    seconds, and ``vendor`` is whose PCI cards these are.
     """
 
     name = "level_zero"
@@ -54,8 +55,10 @@ class LevelZeroBackend(GPUBackend):
         root: Path | str = drm.SYSFS,
         proc: Path | str = drm_clients.PROC,
         clock: Callable[[], float] = time.monotonic,
+        vendor: str = INTEL,
     ) -> None:
         super().__init__()
+        self._vendor = vendor
         self._environ = environ
         self._root = Path(root)
         self._proc = Path(proc)
@@ -65,9 +68,7 @@ class LevelZeroBackend(GPUBackend):
 
     def find(self) -> list[GPUDevice]:
         """Every i915 or xe card (``lspci -d 8086:``), less those hidden by the environment."""
-        cards = [
-            card for card in drm.cards(self._root, vendor=INTEL) if card.driver in {"i915", "xe"}
-        ]
+        cards = [card for card in self._all_cards() if card.driver in {"i915", "xe"}]
         if not cards:
             raise BackendUnavailable(
                 f"no card of the i915 or xe driver under {self._root}",
@@ -151,6 +152,20 @@ class LevelZeroBackend(GPUBackend):
     def hiding(self) -> dict[str, str | None]:
         """A mask that names no device."""
         return {MASK: _NO_DEVICE}
+
+    def _adapter(self, device: GPUDevice) -> WebGPUDevice:
+        card = self._cards[device.device_id]
+        return self._once(card.place, lambda: open_card(card, self._all_cards()))
+
+    def _all_cards(self) -> list[drm.Card]:
+        return drm.cards(self._root, vendor=self._vendor)
+
+    def _room(self, device: GPUDevice) -> tuple[int | None, int | None]:
+        """The machine's, where it is that; a card's own memory only its Vulkan driver counts."""
+        if device.memory_pool != HOST_POOL:
+            return None, None
+        memory = host.memory()
+        return memory.total_bytes, memory.used_bytes
 
     def _describe(self, index: int, card: drm.Card) -> GPUDevice:
         clock = None if card.sleeping else drm.optional(lambda: card.number_of(*_LARGEST_CLOCKS))

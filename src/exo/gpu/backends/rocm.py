@@ -1,4 +1,4 @@
-"""AMD: cards of the amdgpu driver, read from sysfs alone; nothing of AMD's to install."""
+"""AMD: cards of the amdgpu driver, read from sysfs, used through wgpu; no library of AMD's."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exo.gpu.backend import GPUBackend
-from exo.gpu.backends import drm, drm_clients, kfd, rocm_readings
+from exo.gpu.backends import drm, drm_clients, host, kfd, rocm_readings
 from exo.gpu.backends.counter_rates import CounterRates
 from exo.gpu.backends.support import support_level
 from exo.gpu.backends.visibility import Visible, visible
+from exo.gpu.backends.webgpu_buffers import WebGPUBuffers, open_card
 from exo.gpu.vocabulary.device import HOST_POOL, GPUDevice
 from exo.gpu.vocabulary.errors import (
     BackendError,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from exo.gpu.backend import DeviceProcess
+    from exo.gpu.backends.webgpu import WebGPUDevice
 
 AMD = "1002"
 
@@ -39,11 +40,12 @@ _NAMES = Path("/usr/share/libdrm/amdgpu.ids")
 _LISTS = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
-class RocmBackend(GPUBackend):
+class RocmBackend(WebGPUBuffers):
     """AMD GPUs on Linux.
 
     ``root`` is where the DRM cards lie, ``proc`` where the processes do, ``names`` libdrm's list
-    of marketing names, ``topology`` where KFD's nodes lie, and ``clock`` gives monotonic seconds.
+    of marketing names, ``topology`` where KFD's nodes lie, ``clock`` gives monotonic seconds, and
+    ``vendor`` is whose PCI cards these are.
     """
 
     name = "rocm"
@@ -57,8 +59,10 @@ class RocmBackend(GPUBackend):
         names: Path | str = _NAMES,
         topology: Path | str = kfd.TOPOLOGY,
         clock: Callable[[], float] = time.monotonic,
+        vendor: str = AMD,
     ) -> None:
         super().__init__()
+        self._vendor = vendor
         self._environ = environ
         self._root = Path(root)
         self._proc = Path(proc)
@@ -70,7 +74,7 @@ class RocmBackend(GPUBackend):
 
     def find(self) -> list[GPUDevice]:
         """Every amdgpu card (``lspci -d 1002:``), less those hidden by the environment."""
-        cards = [card for card in drm.cards(self._root, vendor=AMD) if card.driver == "amdgpu"]
+        cards = [card for card in self._all_cards() if card.driver == "amdgpu"]
         if not cards:
             raise BackendUnavailable(
                 f"no card of the amdgpu driver under {self._root}",
@@ -171,6 +175,27 @@ class RocmBackend(GPUBackend):
     def hiding(self) -> dict[str, str | None]:
         """An index that no card has: ROCm then lists none."""
         return {"ROCR_VISIBLE_DEVICES": "-1"}
+
+    def _adapter(self, device: GPUDevice) -> WebGPUDevice:
+        card, _ = self._cards[device.device_id]
+        return self._once(card.place, lambda: open_card(card, self._all_cards()))
+
+    def _all_cards(self) -> list[drm.Card]:
+        return drm.cards(self._root, vendor=self._vendor)
+
+    def _room(self, device: GPUDevice) -> tuple[int | None, int | None]:
+        """The card's own account; in a processor no more is free than the machine has."""
+        card, integrated = self._cards[device.device_id]
+        total, used = (
+            drm.optional(lambda what=what: rocm_readings.memory(card, what, integrated=integrated))
+            for what in ("total", "used")
+        )
+        if integrated:
+            memory = host.memory()
+            if total is None:
+                return memory.total_bytes, memory.used_bytes
+            used = max(used or 0, total - memory.free_bytes)
+        return total, used
 
     def _visible(
         self, environ: Mapping[str, str], present: list[GPUDevice] | None = None

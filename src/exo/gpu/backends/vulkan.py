@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.backend import GPUBackend, MemoryHandle, on_daemon_thread
 from exo.gpu.backends import host, vulkan_answers, vulkan_drivers, vulkan_manifests
-from exo.gpu.backends.buffers import BufferTable
 from exo.gpu.backends.webgpu import AdapterKey, WebGPUDevice
+from exo.gpu.backends.webgpu_buffers import WebGPUBuffers
 from exo.gpu.backends.webgpu_speed import WebGPUSpeed
 from exo.gpu.vocabulary.device import DeviceClass, GPUDevice
 from exo.gpu.vocabulary.errors import BackendError, BackendUnavailable
@@ -25,14 +22,8 @@ if TYPE_CHECKING:
 INDEX_VARIABLE = "EXO_GPU_VULKAN_INDEX"
 """Place of the one visible device among those of the one visible driver."""
 
-# Drivers that do not let go by then are left behind.
-_CLOSE_SECONDS = 5.0
 
-# Copies between two drivers pass through the machine's memory in pieces of this size.
-_PIECE_BYTES = 16 * 2**20
-
-
-class VulkanGPUBackend(GPUBackend):
+class VulkanGPUBackend(WebGPUBuffers):
     """Every device of every Vulkan driver that the loader would find here."""
 
     name = "vulkan"
@@ -50,9 +41,6 @@ class VulkanGPUBackend(GPUBackend):
         """What the drivers said before, kept by whoever sets it; None: nothing is kept."""
         self._keys: dict[str, tuple[AdapterKey, int]] = {}
         self._heaps: dict[str, tuple[vulkan_drivers.MemoryHeap, ...]] = {}
-        self._opened: dict[str, WebGPUDevice] = {}
-        self._buffers: BufferTable[Any] = BufferTable()
-        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def find(self) -> list[GPUDevice]:
         """The devices of all drivers (``vulkaninfo --summary``), each once."""
@@ -144,22 +132,6 @@ class VulkanGPUBackend(GPUBackend):
         """A manifest that names no driver; the loader then finds none and says so."""
         return _drivers(vulkan_manifests.NOTHING)
 
-    def compute(
-        self,
-        device_id: str,
-        shader: str,
-        inputs: Sequence[bytes],
-        output_bytes: int,
-        groups: tuple[int, int, int],
-    ) -> bytes:
-        """Run a WGSL shader once; blocks. See ComputeAbility.
-
-        Raises:
-            BackendError: for a shader or sizes that the driver refuses, with its message.
-
-        """
-        return self._open(device_id).compute(shader, inputs, output_bytes, groups)
-
     def speed(self, device: GPUDevice) -> WebGPUSpeed:
         """What can be timed on a device; for the process that measures, pinned to it.
 
@@ -171,7 +143,7 @@ class VulkanGPUBackend(GPUBackend):
 
         """
         if device.device_id in self._keys:
-            opened = self._open(device.device_id)
+            opened = self._adapter(device)
         else:
             opened = WebGPUDevice(device.driver_index or 0)
             if opened.choices > 1 and opened.name != device.name:
@@ -181,102 +153,9 @@ class VulkanGPUBackend(GPUBackend):
         software = device.device_class is DeviceClass.SOFTWARE
         return WebGPUSpeed(opened, free_bytes=free, software=software)
 
-    async def shutdown(self) -> None:
-        """Free what is still allocated and close the devices; harmless twice.
-
-        A driver that hangs is left behind.
-        """
-        import anyio
-
-        self._buffers.clear()
-        opened, self._opened = self._opened, {}
-
-        def close() -> None:
-            for device in opened.values():
-                device.close()
-
-        with anyio.move_on_after(_CLOSE_SECONDS):
-            await on_daemon_thread(close, name="exo-gpu-close-vulkan")
-        await super().shutdown()
-
-    async def allocate(self, device_id: str, size_bytes: int) -> MemoryHandle:
-        """Take memory of the real driver, never more than its pool has free.
-
-        Raises:
-            OutOfDeviceMemory: when the pool or the driver holds no more.
-
-        """
-        device = self.require(device_id)
-
-        def take() -> MemoryHandle:
-            opened = self._open(device_id)
-            return self._buffers.add(
-                device_id,
-                size_bytes,
-                lambda: opened.create_buffer(size_bytes),
-                lambda: self._room(device),
-                pool=device.memory_pool,
-            )
-
-        return await on_daemon_thread(take, name=f"exo-gpu-allocate-{device_id}")
-
-    async def deallocate(self, handle: MemoryHandle) -> None:
-        """Give the memory back at once."""
-        buffer = self._buffers.remove(handle)
-        opened = self._open(handle.device_id)
-        await on_daemon_thread(lambda: opened.free(buffer), name="exo-gpu-free-vulkan")
-
-    async def copy_to_device(
-        self, src: bytes, dst_handle: MemoryHandle, offset_bytes: int = 0
-    ) -> None:
-        """Write ``src`` from ``offset_bytes`` on."""
-        buffer = self._buffers.get(dst_handle, offset_bytes, len(src))
-        opened = self._open(dst_handle.device_id)
-        await on_daemon_thread(
-            lambda: opened.write(buffer, offset_bytes, src), name="exo-gpu-copy-vulkan"
-        )
-
-    async def copy_from_device(
-        self, src_handle: MemoryHandle, offset_bytes: int, size_bytes: int
-    ) -> bytes:
-        """Read ``size_bytes`` from ``offset_bytes`` on."""
-        buffer = self._buffers.get(src_handle, offset_bytes, size_bytes)
-        opened = self._open(src_handle.device_id)
-        return await on_daemon_thread(
-            lambda: opened.read(buffer, offset_bytes, size_bytes), name="exo-gpu-copy-vulkan"
-        )
-
-    async def copy_device_to_device(
-        self, src_handle: MemoryHandle, dst_handle: MemoryHandle, size_bytes: int
-    ) -> None:
-        """Copy the first ``size_bytes``; between two drivers through the machine's memory."""
-        source = self._buffers.get(src_handle, 0, size_bytes)
-        target = self._buffers.get(dst_handle, 0, size_bytes)
-        reader = self._open(src_handle.device_id)
-        writer = self._open(dst_handle.device_id)
-
-        def copy() -> None:
-            if reader is writer:
-                reader.copy(source, target, size_bytes)
-                return
-            for start in range(0, size_bytes, _PIECE_BYTES):
-                length = min(_PIECE_BYTES, size_bytes - start)
-                writer.write(target, start, reader.read(source, start, length))
-
-        await on_daemon_thread(copy, name="exo-gpu-copy-vulkan")
-
-    async def synchronize(self, device_id: str) -> None:
-        """Wait until everything submitted to the device is done."""
-        opened = self._open(device_id)
-        await on_daemon_thread(opened.synchronize, name="exo-gpu-wait-vulkan")
-
-    def _open(self, device_id: str) -> WebGPUDevice:
-        self.require(device_id)
-        with self._locks[device_id]:  # a driver that hangs must not hold up the others
-            if device_id not in self._opened:
-                key, rank = self._keys[device_id]
-                self._opened[device_id] = WebGPUDevice(rank, key=key)
-            return self._opened[device_id]
+    def _adapter(self, device: GPUDevice) -> WebGPUDevice:
+        key, rank = self._keys[device.device_id]
+        return self._once(device.hardware_id, lambda: WebGPUDevice(rank, key=key))
 
     def _room(self, device: GPUDevice) -> tuple[int | None, int | None]:
         if device.device_class is DeviceClass.SOFTWARE:

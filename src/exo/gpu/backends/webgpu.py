@@ -40,11 +40,14 @@ _enumeration = threading.Lock()
 
 
 class AdapterKey(NamedTuple):
-    """What Vulkan and wgpu both tell of a device; equal cards have equal keys."""
+    """What Vulkan and wgpu both tell of a device; equal cards have equal keys.
+
+    Without a name it means one card, of which each driver may show one adapter.
+    """
 
     vendor_id: int
     device_id: int
-    name: str
+    name: str = ""
 
 
 class WebGPUDevice:
@@ -55,7 +58,8 @@ class WebGPUDevice:
 
     Raises:
         BackendUnavailable: when wgpu is not installed.
-        BackendError: when there is no such adapter, or its driver refuses to open it.
+        BackendError: when there is no such adapter, several are equal for a key without a name,
+            or its driver refuses to open it.
 
     """
 
@@ -179,11 +183,13 @@ class WebGPUDevice:
             adapter for adapter in found if adapter.info["backend_type"] == self._api
         ]
         if key is not None:
-            adapters = [adapter for adapter in adapters if _key(adapter.info) == key]
+            adapters = [adapter for adapter in adapters if _is(adapter.info, key)]
         if index >= len(adapters):
             names = ", ".join(adapter.info["device"] for adapter in adapters) or "none"
-            what = f" named {key.name}" if key is not None else ""
+            what = "" if key is None else f" {_said(key)}"
             raise BackendError(f"there is no {self._api} adapter {index}{what} (there is: {names})")
+        if key is not None and not key.name:
+            _refuse_equals(adapters, key)
         return adapters
 
     def _settle(self) -> None:
@@ -313,8 +319,22 @@ def _import_wgpu() -> Any:
     return wgpu
 
 
-def _key(info: Any) -> AdapterKey:
-    return AdapterKey(info["vendor_id"], info["device_id"], info["device"])
+def _is(info: Any, key: AdapterKey) -> bool:
+    known = AdapterKey(info["vendor_id"], info["device_id"], info["device"])
+    return known[:2] == key[:2] and key.name in {"", known.name}
+
+
+def _said(key: AdapterKey) -> str:
+    ids = f"{key.vendor_id:04x}:{key.device_id:04x}"
+    return f"named {key.name}" if key.name else f"with the PCI ids {ids}"
+
+
+def _refuse_equals(adapters: list[Any], key: AdapterKey) -> None:
+    drivers = [adapter.info["description"] for adapter in adapters]
+    if len(set(drivers)) < len(drivers):
+        raise BackendError(
+            f"{len(drivers)} adapters {_said(key)} are equal, and wgpu does not tell which is which"
+        )
 
 
 def _first_lines(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import os
 import queue
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -32,7 +32,7 @@ from exo.gpu.vocabulary.probe import ProbeResult
 from exo.gpu.vocabulary.request import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.device import GPUDevice
@@ -105,17 +105,10 @@ def _has_figures(result: ProbeResult) -> bool:
 def _probe(node: Node, state: DeviceState, *, force: bool, seconds: float) -> ProbeResult | str:
     """What was measured, or why the device was left alone."""
     device = state.device
-    reason = "" if force else _busy(state)
+    reason = "" if force else busy(state)
     if reason:
         return reason
-    shared = force and state.leases
-    request = Request(
-        devices=(device.device_id,),
-        exclusive=not shared,
-        memory_bytes=FORCED_BYTES if shared else None,
-        holder="exo-gpu probe",
-    )
-    grant = node.acquire(request)
+    grant = node.acquire(lease_request(state, force=force))
     if not grant.lease_ids:
         return refusal_message(grant.decision)
     (lease_id,) = grant.lease_ids
@@ -127,7 +120,18 @@ def _probe(node: Node, state: DeviceState, *, force: bool, seconds: float) -> Pr
         node.release(lease_id)
 
 
-def _busy(state: DeviceState) -> str:
+def lease_request(state: DeviceState, *, force: bool) -> Request:
+    """The device as a whole, or with ``force`` a part of it beside the leases that it has."""
+    shared = force and state.leases
+    return Request(
+        devices=(state.device.device_id,),
+        exclusive=not shared,
+        memory_bytes=FORCED_BYTES if shared else None,
+        holder="exo-gpu probe",
+    )
+
+
+def busy(state: DeviceState) -> str:
     """Why a measure would disturb, or be disturbed; empty where it would not."""
     if state.leases:
         whole = [lease for lease in state.leases if lease.exclusive]
@@ -150,11 +154,30 @@ def _busy(state: DeviceState) -> str:
 
 
 def _measure(node: Node, device: GPUDevice, lease_id: str, seconds: float) -> ProbeResult:
-    """Measure in a process of its own, which is killed when its driver hangs."""
+    answer = call_in_slot(node, lease_id, probe_here, (device.to_json(), seconds), seconds)
+    if isinstance(answer, Unanswered):
+        return unmeasured(device, answer.reason, at=time.time())
+    return ProbeResult.from_json(answer)
+
+
+class Unanswered(msgspec.Struct, frozen=True):
+    """Why a process that measures gave no result."""
+
+    reason: str
+
+
+def call_in_slot(
+    node: Node,
+    lease_id: str,
+    function: Callable[..., object],
+    arguments: tuple[object, ...],
+    seconds: float,
+) -> Any:
+    """What ``function`` returns in a process of its own, which is killed when its driver hangs."""
     events: queue.SimpleQueue[SlotEvent] = queue.SimpleQueue()
     slot_id = node.open_slot(lease_id, SlotSetup(import_path=tuple(sys.path)), events.put)
     no_keywords: dict[str, object] = {}
-    call = (probe_here, (device.to_json(), seconds), no_keywords)
+    call = (function, arguments, no_keywords)
     node.submit(slot_id, Work(work_id=0, items=(0,), payloads=(dump(call, "the probe"),)))
     ends = time.monotonic() + seconds + START_SECONDS
     answered = False
@@ -163,18 +186,17 @@ def _measure(node: Node, device: GPUDevice, lease_id: str, seconds: float) -> Pr
             event = events.get(timeout=max(0.0, ends - time.monotonic()))
             if isinstance(event, SlotOutcomes):
                 answered = True
-                return _read(device, event)
+                return _read(event)
             if isinstance(event, (SlotDied, SlotFailed)):
-                return unmeasured(device, event.reason, at=time.time())
+                return Unanswered(event.reason)
     except queue.Empty:
-        reason = f"its driver gave no answer within {seconds + START_SECONDS:g} s"
-        return unmeasured(device, reason, at=time.time())
+        return Unanswered(f"its driver gave no answer within {seconds + START_SECONDS:g} s")
     finally:
         node.close_slots((slot_id,), kill=not answered)
 
 
-def _read(device: GPUDevice, event: SlotOutcomes) -> ProbeResult:
+def _read(event: SlotOutcomes) -> Any:
     (outcome,) = event.outcomes
     if outcome.ending is Ending.SUCCEEDED:
-        return ProbeResult.from_json(load_result(outcome.payload))
-    return unmeasured(device, str(load_error(outcome.payload)), at=time.time())
+        return load_result(outcome.payload)
+    return Unanswered(str(load_error(outcome.payload)))

@@ -8,16 +8,19 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
-from exo.gpu.vocabulary.probe import ProbeResult
+from exo.gpu.vocabulary.probe import PairResult, ProbeResult
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
     from exo.gpu.vocabulary.device import GPUDevice
+
+Result = TypeVar("Result", ProbeResult, PairResult)
+Key = TypeVar("Key")
 
 logger = logging.getLogger("exo.gpu.telemetry.probe_cache")
 
@@ -39,17 +42,27 @@ def cache_path(environ: Mapping[str, str]) -> Path:
     return platformdirs.user_cache_path("exo-gpu", appauthor=False) / "probes.json"
 
 
-class ProbeCache:
-    """The results of one user's probes in one file, by hardware id.
+def pairs_path(environ: Mapping[str, str]) -> Path:
+    """The file of what was measured between devices, beside that of the devices."""
+    path = cache_path(environ)
+    return path.with_name(f"{path.stem}-pairs{path.suffix}")
+
+
+class _Cache(Generic[Result, Key]):
+    """Results of one user's probes in one file.
 
     Several processes may use it: writers take turns, and readers see a whole file or the one
     before it. A file that is none of ours counts as empty, is set aside by the next writer, and is
     told in the log.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, decoder: msgspec.json.Decoder[list[Result]], key: Callable[[Result], Key]
+    ) -> None:
         self._path = path
-        self._known: dict[str, ProbeResult] = {}
+        self._decoder = decoder
+        self._key = key
+        self._known: dict[Key, Result] = {}
         self._written_at: int | None = None
 
     def refresh(self) -> None:
@@ -62,12 +75,7 @@ class ProbeCache:
             self._known = self._read()
             self._written_at = written_at
 
-    def find(self, device: GPUDevice) -> ProbeResult | None:
-        """What was measured on a device under its present driver, as of the last refresh."""
-        result = self._known.get(device.hardware_id)
-        return result if result and result.driver_version == device.driver_version else None
-
-    def keep(self, results: Iterable[ProbeResult]) -> None:
+    def keep(self, results: Iterable[Result]) -> None:
         """Add results to the file, in the place of older ones of the same devices.
 
         Raises:
@@ -77,12 +85,12 @@ class ProbeCache:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with _turn(self._path.with_name(f"{self._path.name}.lock")):
             known = self._read(set_aside=True)
-            known.update((result.hardware_id, result) for result in results)
+            known.update((self._key(result), result) for result in results)
             draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
             draft.write_bytes(msgspec.json.encode(list(known.values())))
             draft.replace(self._path)
 
-    def _read(self, *, set_aside: bool = False) -> dict[str, ProbeResult]:
+    def _read(self, *, set_aside: bool = False) -> dict[Key, Result]:
         try:
             text = self._path.read_bytes()
         except FileNotFoundError:
@@ -91,13 +99,44 @@ class ProbeCache:
             logger.warning("measured speeds are not used: %s", error)
             return {}
         try:
-            results = msgspec.json.decode(text, type=list[ProbeResult])
+            results = self._decoder.decode(text)
         except (msgspec.DecodeError, ValueError) as error:
             logger.warning("%s is damaged, so measured speeds are not used: %s", self._path, error)
             if set_aside:
                 self._path.replace(self._path.with_name(f"{self._path.name}.damaged"))
             return {}
-        return {result.hardware_id: result for result in results}
+        return {self._key(result): result for result in results}
+
+
+class ProbeCache(_Cache[ProbeResult, str]):
+    """What was measured on devices, by hardware id."""
+
+    def __init__(self, path: Path) -> None:
+        decoder = msgspec.json.Decoder(list[ProbeResult])
+        super().__init__(path, decoder, lambda result: result.hardware_id)
+
+    def find(self, device: GPUDevice) -> ProbeResult | None:
+        """What was measured on a device under its present driver, as of the last refresh."""
+        result = self._known.get(device.hardware_id)
+        return result if result and result.driver_version == device.driver_version else None
+
+
+class PairCache(_Cache[PairResult, tuple[str, str]]):
+    """What was measured between devices, by both hardware ids, source first."""
+
+    def __init__(self, path: Path) -> None:
+        decoder = msgspec.json.Decoder(list[PairResult])
+        super().__init__(
+            path, decoder, lambda result: (result.source_hardware_id, result.target_hardware_id)
+        )
+
+    def find(self, source: GPUDevice, target: GPUDevice) -> PairResult | None:
+        """What was measured under both present drivers, as of the last refresh."""
+        result = self._known.get((source.hardware_id, target.hardware_id))
+        if result is None:
+            return None
+        then = result.source_driver_version, result.target_driver_version
+        return result if then == (source.driver_version, target.driver_version) else None
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from exo.gpu.vocabulary.errors import InvalidValue
 from exo.gpu.vocabulary.messages import WireValue
 from exo.gpu.vocabulary.units import check_number, check_text, check_whole
 
@@ -46,4 +47,32 @@ class ProbeResult(WireValue, frozen=True, kw_only=True):
         """Check every field."""
         check_text("device_id", self.device_id)
         check_text("hardware_id", self.hardware_id)
+        check_number("measured_at", self.measured_at)
+
+
+class PairResult(WireValue, frozen=True, kw_only=True):
+    """Measured speed of copies from one device to another; None where ``reason`` says why.
+
+    GB/s count 10**9 bytes, each once. ``measured_at`` is Unix time in seconds. A result holds
+    for both hardware ids as long as both driver versions are the same.
+    """
+
+    source: str
+    target: str
+    source_hardware_id: str
+    target_hardware_id: str
+    source_driver_version: str | None = None
+    target_driver_version: str | None = None
+    measured_at: float
+    gbps: Measure | None = None
+    through_host: bool | None = None
+    """Whether the way leads through the host's memory; None where the driver does not tell."""
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for field in ("source", "target", "source_hardware_id", "target_hardware_id"):
+            check_text(field, getattr(self, field))
+        if self.source == self.target:
+            raise InvalidValue("target", self.target, "another device than the source")
         check_number("measured_at", self.measured_at)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from exo.gpu.cli.context import print_json
 from exo.gpu.cli.main import complain
+from exo.gpu.telemetry.probe_cache import PairCache, pairs_path
 from exo.gpu.vocabulary.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from exo.gpu.discovery import DiscoveryReport
     from exo.gpu.nodes.local import LocalNode
+    from exo.gpu.vocabulary.links import Link
     from exo.gpu.vocabulary.snapshot import DeviceState
 
 # A list of what answers is due within two seconds, start and sampling included; who is to decide
@@ -55,7 +59,7 @@ def command(as_json: bool, refresh: bool, forget: str | None) -> None:
                 "devices": [_fields(state, failures, support) for state in states],
                 "findings": [finding.to_dict() for finding in report.findings],
                 "missing": [missing.to_dict() for missing in report.missing],
-                "links": [link.to_dict() for link in report.links],
+                "links": [link.to_dict() for link in _measured(report.links, states)],
             }
         )
         return
@@ -97,6 +101,20 @@ def _fields(
         "leases": [lease.to_dict() for lease in state.leases],
         "support": support.get(device.backend),
     }
+
+
+def _measured(links: Iterable[Link], states: Iterable[DeviceState]) -> list[Link]:
+    """The links, with the bandwidth that a probe of the pair found under the present drivers."""
+    cache = PairCache(pairs_path(os.environ))
+    cache.refresh()
+    devices = {state.device.device_id: state.device for state in states}
+    measured: list[Link] = []
+    for link in links:
+        ends = devices.get(link.source), devices.get(link.target)
+        found = cache.find(ends[0], ends[1]) if ends[0] and ends[1] else None
+        known = found.gbps.median if found and found.gbps else link.bandwidth_gbps
+        measured.append(msgspec.structs.replace(link, bandwidth_gbps=known))
+    return measured
 
 
 def _absent(report: DiscoveryReport) -> list[str]:

@@ -11,7 +11,7 @@ from exo.gpu.cli.context import print_json
 
 if TYPE_CHECKING:
     from exo.gpu.coordination.probes import Probes
-    from exo.gpu.vocabulary.probe import Measure, ProbeResult
+    from exo.gpu.vocabulary.probe import Measure, PairResult, ProbeResult
 
 WIDTH = 80
 # Field of a result -> what people call it, its unit, and how many of it a base unit has.
@@ -22,6 +22,8 @@ _ROWS = {
     "device_to_host_gbps": ("from the device", "GB/s", 1.0),
     "launch_seconds": ("launch", "us", 1e6),
 }
+
+_WAYS = {True: "the host", False: "direct", None: "not told"}
 
 
 @click.command(
@@ -40,8 +42,13 @@ _ROWS = {
     is_flag=True,
     help="Also devices that are busy, asleep or shared; not one that somebody leased as a whole.",
 )
+@click.option(
+    "--pairs",
+    is_flag=True,
+    help="Also copies between any two of the devices: about a second for each direction.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
-def command(devices: tuple[str, ...], force: bool, as_json: bool) -> int:
+def command(devices: tuple[str, ...], force: bool, pairs: bool, as_json: bool) -> int:
     """Measure how fast each device really is.
 
     It takes two seconds a device. Shown is the median, the range of all runs, and their number.
@@ -49,16 +56,43 @@ def command(devices: tuple[str, ...], force: bool, as_json: bool) -> int:
     and decide between devices of the same score.
     """
     from exo.gpu.cli.main import NOT_NOW, SUCCESS
+    from exo.gpu.coordination.pairs import probe_with_pairs
     from exo.gpu.coordination.probes import probe_devices
 
-    probes = probe_devices(devices, force=force)
+    between: tuple[PairResult, ...] = ()
+    if pairs:
+        probes, between = probe_with_pairs(devices, force=force)
+    else:
+        probes = probe_devices(devices, force=force)
     if as_json:
         refused = [{"device_id": name, "reason": why} for name, why in probes.refusals.items()]
-        print_json({"probes": [result.to_dict() for result in probes.results], "refused": refused})
+        answer = {"probes": [one.to_dict() for one in probes.results], "refused": refused}
+        print_json(answer | ({"pairs": [one.to_dict() for one in between]} if pairs else {}))
     else:
-        click.echo(_table(probes))
+        click.echo("\n".join((_table(probes), *(_pairs_table(between) if pairs else ()))))
     wanting = probes.refusals and (devices or not probes.results)
     return NOT_NOW if wanting else SUCCESS
+
+
+def _pairs_table(results: tuple[PairResult, ...]) -> list[str]:
+    """A line for each direction; the reason stands where there is no figure, told once."""
+    if not results:
+        return ["There are no two devices to copy between."]
+    first = max(len("from"), *(len(one.source) for one in results))
+    second = max(len("to"), *(len(one.target) for one in results))
+    lines = [f"{'from':<{first}}  {'to':<{second}}  {'GB/s':>9}  via"]
+    told: set[str] = set()
+    for one in results:
+        lead = f"{one.source:<{first}}  {one.target:<{second}}"
+        if one.gbps is None:
+            reason = one.reason or ""
+            lines += _wrapped(f"{lead}  {'-':>9}  ", "" if reason in told else reason)
+            told.add(reason)
+            continue
+        low, high = _figure(one.gbps.lowest), _figure(one.gbps.highest)
+        spread = f"{low} .. {high} in {one.gbps.runs} runs"
+        lines.append(f"{lead}  {_figure(one.gbps.median):>9}  {_WAYS[one.through_host]}  {spread}")
+    return lines
 
 
 def _table(probes: Probes) -> str:
