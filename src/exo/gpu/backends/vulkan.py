@@ -267,8 +267,9 @@ class VulkanGPUBackend(GPUBackend):
 
     async def synchronize(self, device_id: str) -> None:
         """Wait until everything submitted to the device is done."""
-        opened = self._open(device_id)
-        await on_daemon_thread(opened.synchronize, name="exo-gpu-wait-vulkan")
+        await on_daemon_thread(
+            lambda: self._open(device_id).synchronize(), name="exo-gpu-wait-vulkan"
+        )
 
     def _open(self, device_id: str) -> WebGPUDevice:
         self.require(device_id)
