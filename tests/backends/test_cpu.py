@@ -84,6 +84,7 @@ def test_the_first_load_is_measured_and_not_zero(
         [(201.0, 90.02, 300.1)],  # no CPU time passed at all
     )
     monkeypatch.setattr(cpu, "_count", lambda: next(counts))
+    monkeypatch.setattr(backend, "_counted", None)
     loads = [backend.read("cpu:0").compute_utilization_percent for _ in range(5)]
     assert loads == [pytest.approx(90), pytest.approx(90), pytest.approx(50), pytest.approx(20), 0]
 
@@ -219,3 +220,13 @@ def test_every_operation_of_a_probe_does_the_work_that_it_counts(backend: CPUBac
     assert set(speed.reasons) == {"host_to_device_gbps", "device_to_host_gbps"}
     speed.close()
     speed.close()
+
+
+def test_a_reading_right_after_finding_waits_for_a_window(
+    backend: CPUBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: the first window begins with finding, and is never shorter than 50 ms."""
+    counts = iter([(100.01, 50.0, 100.0), (100.05, 50.05, 100.1)])
+    monkeypatch.setattr(cpu, "_count", lambda: next(counts))
+    monkeypatch.setattr(backend, "_counted", (100.0, 50.0, 100.0))
+    assert backend.read("cpu:0").compute_utilization_percent == pytest.approx(50)

@@ -286,3 +286,23 @@ def test_fakes_are_found_through_the_real_path(
     made = GPUDiscoveryService()
     assert ids(made.discover()) == ["cuda:0"]
     assert made.backend_of("cuda:0") is made.backends["fake"]
+
+
+def test_a_card_that_the_environment_hides_does_not_come_back_through_vulkan() -> None:
+    """Rule: an inherited restriction is the universe, under whatever driver."""
+    asked = service(
+        ("cuda", [device("cuda:0", hardware_id=f"GPU-{UUID}")]),
+        (
+            "vulkan",
+            [
+                device("vulkan:0", hardware_id=UUID),
+                device("vulkan:1", hardware_id=UUID[::-1].replace("-", "")),
+                device("vulkan:2", hardware_id="other"),
+            ],
+        ),
+    )
+    hidden = UUID[::-1].replace("-", "")
+    asked.backends["cuda"].hidden = (device("cuda:1", hardware_id=f"GPU-{hidden}"),)
+    report = asked.discover()
+    assert ids(report) == ["cuda:0", "vulkan:2"]
+    assert "cuda:1, which the environment hides" in report.findings[1].reason

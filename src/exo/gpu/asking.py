@@ -95,6 +95,7 @@ class Question:
             hint=hint,
             seconds=time.monotonic() - self._began,
             failed=failed,
+            hidden=() if failed else backend.hidden,
         )
 
     def _join(self, backend: GPUBackend) -> None:

@@ -160,6 +160,8 @@ class GPUBackend(ABC):
         self._devices: dict[str, GPUDevice] = {}
         self.remark: str = ""
         """What the last :meth:`find` left out and why, for people; empty when nothing."""
+        self.hidden: tuple[GPUDevice, ...] = ()
+        """Devices that are there, but that the environment keeps from this process."""
 
     @abstractmethod
     def find(self) -> list[GPUDevice]:

@@ -14,7 +14,7 @@ from exo.gpu.asking import Question
 from exo.gpu.backend import PinningAbility, on_daemon_thread
 from exo.gpu.backends import pci
 from exo.gpu.factory import FAKE_VARIABLE, FIND_SECONDS, GPUBackendFactory
-from exo.gpu.merging import merge, shared_identities
+from exo.gpu.merging import merge, shared_identities, without_hidden
 from exo.gpu.recollection import Recollection, changes, recollect, standing
 from exo.gpu.registry import Contents, DeviceRegistry, hand_over, left_behind, open_default
 from exo.gpu.topology import joined, placed, renamed
@@ -213,11 +213,12 @@ class GPUDiscoveryService:
         """The findings, with what the bus knows of the devices, and twins of a backend named."""
         named = map(_named_twins, findings)
         if self._sysfs is None:
-            return tuple(named)
-        return tuple(
+            return without_hidden(tuple(named))
+        known = tuple(
             msgspec.structs.replace(finding, devices=placed(finding.devices, self._sysfs))
             for finding in named
         )
+        return without_hidden(known)
 
     def _keep(
         self, findings: tuple[Finding, ...], told: Mapping[str, list[Link]]

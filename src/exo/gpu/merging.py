@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from exo.gpu.vocabulary.device import GPUDevice
+    from exo.gpu.vocabulary.inventory import Finding
 
 
 def merge(groups: Iterable[Sequence[GPUDevice]]) -> tuple[GPUDevice, ...]:
@@ -28,6 +29,30 @@ def merge(groups: Iterable[Sequence[GPUDevice]]) -> tuple[GPUDevice, ...]:
                 merged[place] = _joined(merged[place], device)
                 alone.remove(place)
     return tuple(sorted(merged, key=lambda device: device.device_class.rank))
+
+
+def without_hidden(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The findings without the cards that the environment hides from another backend.
+
+    ``CUDA_VISIBLE_DEVICES`` of Slurm or Docker is the universe: a card outside it must not come
+    back through its Vulkan driver.
+    """
+    hidden = [device for finding in findings for device in finding.hidden]
+    if not hidden:
+        return tuple(findings)
+    return tuple(_less(finding, hidden) for finding in findings)
+
+
+def _less(finding: Finding, hidden: Sequence[GPUDevice]) -> Finding:
+    kept: list[GPUDevice] = []
+    notes = [finding.reason] if finding.reason else []
+    for device in finding.devices:
+        twin = next((one for one in hidden if same_hardware(device, one)), None)
+        if twin is None:
+            kept.append(device)
+        else:
+            notes.append(f"{device.name} is {twin.device_id}, which the environment hides")
+    return msgspec.structs.replace(finding, devices=tuple(kept), reason="; ".join(notes))
 
 
 def same_hardware(one: GPUDevice, other: GPUDevice) -> bool:

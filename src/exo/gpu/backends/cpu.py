@@ -42,6 +42,9 @@ class CPUBackend(HostBufferBackend):
 
     def find(self) -> list[GPUDevice]:
         """One device with as many slots as this process may use cores (``nproc``)."""
+        with self._lock:
+            if self._counted is None:
+                self._counted = _count()  # the first reading's window begins here
         memory = host.memory(self._root)
         facts = self._cpuinfo()
         vendor = facts.get("vendor_id", "")
@@ -119,7 +122,7 @@ class CPUBackend(HostBufferBackend):
         return {name.strip(): value.strip() for name, _, value in pairs}
 
     def _load_percent(self) -> float:
-        """Busy share of all cores since the last call, or over a fresh 50 ms."""
+        """Busy share of all cores since the last call, or over at least 50 ms."""
         with self._lock:
             now = _count()
             last = self._counted
@@ -128,6 +131,9 @@ class CPUBackend(HostBufferBackend):
                 last, now = now, _count()
             elif now[0] - last[0] < _SHORTEST_WINDOW_SECONDS and self._load is not None:
                 return self._load
+            elif now[0] - last[0] < _SHORTEST_WINDOW_SECONDS:
+                time.sleep(last[0] + _SHORTEST_WINDOW_SECONDS - now[0])
+                now = _count()
             all_seconds = now[2] - last[2]
             busy = (now[1] - last[1]) / all_seconds if all_seconds > 0 else 0.0
             self._counted = now

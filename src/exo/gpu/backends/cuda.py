@@ -73,6 +73,7 @@ class CudaBackend(CudaBuffers):
             seen = cuda_pinning.visible_devices(environ, self._present)
             self.remark = "; ".join(note for note in (*failures, seen.note) if note)
             found = [self._present[place] for place in seen.places]
+            self.hidden = tuple(device for device in self._present if device not in found)
             self._devices = {device.device_id: device for device in found}
             return found
 

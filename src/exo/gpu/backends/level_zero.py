@@ -88,7 +88,8 @@ class LevelZeroBackend(WebGPUBuffers):
         environ = os.environ if self._environ is None else self._environ
         kept = _entries(environ, len(self._present))
         found = [device for place, device in enumerate(self._present) if kept.get(place)]
-        hidden = len(self._present) - len(found)
+        self.hidden = tuple(device for device in self._present if device not in found)
+        hidden = len(self.hidden)
         named = " and ".join(
             f"{name}={environ[name]!r}" for name in (MASK, SELECTOR) if name in environ
         )

@@ -95,6 +95,7 @@ class RocmBackend(WebGPUBuffers):
         seen = self._visible(os.environ if self._environ is None else self._environ)
         self.remark = "; ".join([*lost, *([seen.note] if seen.note else [])])
         found = [self._present[place] for place in seen.places]
+        self.hidden = tuple(device for device in self._present if device not in found)
         self._devices = {device.device_id: device for device in found}
         return found
 

@@ -9,15 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from exo.gpu.backend import PinningAbility, TelemetryAbility
 from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
-from exo.gpu.execution.foreground import run_attached
 from exo.gpu.execution.lease_store import HeldLease, LeaseStore
-from exo.gpu.execution.outcome import shell_status
 from exo.gpu.execution.pinning import LEASES_VARIABLE, apply_changes, pinning_changes
 from exo.gpu.execution.state_directory import StorePlace, choose_place
-from exo.gpu.execution.supervisor import RunnerSupervisor
 from exo.gpu.nodes.transport import Grant
 from exo.gpu.scheduling.ledger import used_before
-from exo.gpu.scheduling.selector import select
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health import assess
 from exo.gpu.telemetry.probe_cache import ProbeCache, cache_path
@@ -29,6 +25,7 @@ from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from exo.gpu.execution.supervisor import RunnerSupervisor
     from exo.gpu.vocabulary.decision import Decision
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
@@ -114,6 +111,8 @@ class NodeAgent:
 
     def acquire(self, request: Request) -> Grant:
         """Decide and take the leases as one step, while no other process can."""
+        from exo.gpu.scheduling.selector import select
+
         self._sample()
         store = self._open_store()
 
@@ -134,6 +133,9 @@ class NodeAgent:
 
     def run_attached(self, argv: Sequence[str], lease_ids: tuple[str, ...]) -> int:
         """Run a command under the leases with the caller's terminal; its status as a shell's."""
+        from exo.gpu.execution.foreground import run_attached
+        from exo.gpu.execution.outcome import shell_status
+
         held = [self._leases[lease_id] for lease_id in lease_ids]
         changes = self.environment(tuple(lease.lease.device_id for lease in held), lease_ids)
         environ = apply_changes(self._environ, changes)
@@ -144,6 +146,8 @@ class NodeAgent:
         self, lease_id: str, setup: SlotSetup | None, sink: Callable[[SlotEvent], None]
     ) -> int:
         """Start a slot on the leased device."""
+        from exo.gpu.execution.supervisor import RunnerSupervisor
+
         held = self._leases[lease_id]
         changes = self.environment((held.lease.device_id,), (lease_id,))
         slot_id = next(self._numbers)

@@ -20,6 +20,8 @@ class Finding(WireValue, frozen=True, kw_only=True):
     seconds: float = 0.0
     failed: bool = False
     """True when the backend broke or hung, false when it is merely absent here."""
+    hidden: tuple[GPUDevice, ...] = ()
+    """Devices that are there, but that the environment keeps from this process."""
 
 
 class MissingDevice(WireValue, frozen=True, kw_only=True):

@@ -113,18 +113,17 @@ def _ending_on_signals() -> Generator[None]:
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(SIGNAL_BASE + number)
 
-    numbers = [
-        number
+    # What the caller ignores (nohup) stays ignored.
+    previous = {
+        number: signal.signal(number, end)
         for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is signal.SIG_DFL
-    ]
-    for number in numbers:
-        signal.signal(number, end)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def fill(template: str, item: str) -> str:
