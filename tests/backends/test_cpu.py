@@ -12,10 +12,10 @@ import anyio
 import psutil
 import pytest
 
-from exo.gpu.backend import MemoryHandle
+from exo.gpu.backend import GPUBackend, MemoryHandle
 from exo.gpu.backends import cpu
 from exo.gpu.backends.cpu import CPUBackend
-from exo.gpu.vocabulary.device import HOST_POOL, DeviceClass, DeviceType
+from exo.gpu.vocabulary.device import HOST_POOL, DeviceClass, DeviceType, GPUDevice
 from exo.gpu.vocabulary.errors import (
     AbilityMissing,
     BackendError,
@@ -199,11 +199,16 @@ def test_the_cpu_needs_no_pinning(backend: CPUBackend, tell: Callable[[], None])
 
 def test_an_ability_that_is_not_offered_is_named() -> None:
     """Rule: a backend without memory operations says so in words."""
-    from exo.gpu.backends.rocm import RocmBackend
+
+    class Bare(GPUBackend):
+        name = "bare"
+
+        def find(self) -> list[GPUDevice]:
+            return []
 
     async def ask() -> None:
-        with pytest.raises(AbilityMissing, match="rocm backend cannot allocate memory"):
-            await RocmBackend(environ={}).allocate("rocm:0", 1)
+        with pytest.raises(AbilityMissing, match="bare backend cannot allocate memory"):
+            await Bare().allocate("bare:0", 1)
 
     anyio.run(ask)
 
