@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from exo.gpu.telemetry.sampler import DeviceSampler, sample_devices
+from exo.gpu.telemetry.sampler import DeviceSampler
 from exo.gpu.vocabulary.errors import DeviceLost
 from exo.gpu.vocabulary.metrics import GPUMetrics
 
@@ -36,13 +36,13 @@ def hang(release: threading.Event) -> Callable[[], GPUMetrics]:
 
 def test_every_device_gives_its_sample() -> None:
     """Rule: samples come back by device id, and nothing failed."""
-    taken = sample_devices({name: reader(name) for name in ("cuda:0", "cuda:1")})
+    taken = DeviceSampler().sample({name: reader(name) for name in ("cuda:0", "cuda:1")})
     assert {name: sample.device_id for name, sample in taken.samples.items()} == {
         "cuda:0": "cuda:0",
         "cuda:1": "cuda:1",
     }
     assert taken.failures == {}
-    assert sample_devices({}).samples == {}
+    assert DeviceSampler().sample({}).samples == {}
 
 
 def test_one_failing_device_costs_no_other() -> None:
@@ -55,7 +55,7 @@ def test_one_failing_device_costs_no_other() -> None:
         raise KeyError
 
     readers = {"cuda:0": lost, "odd:0": odd, "cpu:0": reader("cpu:0")}
-    taken = sample_devices(readers)
+    taken = DeviceSampler().sample(readers)
     assert set(taken.samples) == {"cpu:0"}
     assert taken.failures == {"cuda:0": "cuda:0: GPU is lost", "odd:0": "KeyError"}
 
@@ -85,8 +85,8 @@ def test_a_wedged_driver_does_not_keep_the_program_from_exiting() -> None:
     """Rule: a program with a hanging driver call ends by itself."""
     program = (
         "import threading\n"
-        "from exo.gpu.telemetry.sampler import sample_devices\n"
-        "taken = sample_devices({'slow:0': threading.Event().wait}, deadline_seconds=0.05)\n"
+        "from exo.gpu.telemetry.sampler import DeviceSampler\n"
+        "taken = DeviceSampler().sample({'slow:0': threading.Event().wait}, deadline_seconds=0.05)\n"
         "print(taken.failures['slow:0'])"
     )
     done = subprocess.run(

@@ -107,10 +107,3 @@ class _Call:
             logger.debug("reading %s failed", device_id, exc_info=True)
             self.answer = (None, str(error) or type(error).__name__)
         self._done.set()
-
-
-def sample_devices(
-    readers: Mapping[str, Callable[[], GPUMetrics]], *, deadline_seconds: float = 2.0
-) -> Samples:
-    """One round of :class:`DeviceSampler` that remembers nothing; keep one to sample on a timer."""
-    return DeviceSampler().sample(readers, deadline_seconds=deadline_seconds)
