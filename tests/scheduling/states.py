@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from exo.gpu.vocabulary.device import DeviceClass, GPUDevice
+from exo.gpu.vocabulary.health import Cordon
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.metrics import GPUMetrics
+from exo.gpu.vocabulary.settings import DeviceSettings
 from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot
 
 GIB = 2**30
@@ -30,6 +32,8 @@ def state(
     health: Health = Health.OK,
     why: str = "",
     leases: tuple[Lease, ...] = (),
+    cordon: Cordon | None = None,
+    settings: DeviceSettings = DeviceSettings(),
     device_class: DeviceClass = DeviceClass.HARDWARE,
     **facts: Any,
 ) -> DeviceState:
@@ -62,6 +66,8 @@ def state(
         health=health,
         health_reason=why,
         leases=leases,
+        cordon=cordon,
+        settings=settings,
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from exo.gpu.scheduling.filters import first_refusal, names_of, unknown_names
 from exo.gpu.vocabulary.device import DeviceClass
+from exo.gpu.vocabulary.health import Cordon
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.snapshot import Health
 from tests.scheduling.states import GIB, lease, snapshot, state
@@ -136,6 +139,23 @@ class TestExclusive:
         shared = state("cuda:0", leases=(lease(held=1), lease(held=1)))
         assert rule(shared, request) == ("exclusive", False)
         assert rule(state("cuda:0"), request) is None
+
+
+def cordon(**facts: Any) -> Cordon:
+    return Cordon(
+        hardware_id="GPU-1", device_id="cuda:0", why="fan rattles", by="ann", since=1.0, **facts
+    )
+
+
+class TestCordons:
+    def test_a_cordoned_device_is_refused_for_now_with_who_and_why(self):
+        one = refusal(state("cuda:0", cordon=cordon()))
+        assert (one.rule, one.permanent) == ("cordon", False)
+        assert one.reason == "is cordoned by ann: fan rattles"
+
+    def test_a_draining_device_takes_nothing_new(self):
+        one = refusal(state("cuda:0", cordon=cordon(draining=True)))
+        assert one.reason == "is being drained by ann: fan rattles"
 
 
 class TestSlots:

@@ -102,6 +102,16 @@ def by_health(state: DeviceState, snapshot: Snapshot, request: Request) -> Refus
     return _not_now(state, "health", reason)
 
 
+def by_cordon(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
+    """Not a device that a person or its health keeps out of scheduling."""
+    del snapshot, request
+    cordon = state.cordon
+    if cordon is None:
+        return None
+    verb = "is being drained" if cordon.draining else "is cordoned"
+    return _not_now(state, "cordon", f"{verb} by {cordon.by}: {cordon.why}")
+
+
 def by_exclusive(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
     """A whole device is for one lease only, and for what works under it."""
     leases = others_leases(state, snapshot)
@@ -152,6 +162,7 @@ FILTERS: tuple[Filter, ...] = (
     by_total_memory,
     by_freshness,
     by_health,
+    by_cordon,
     by_exclusive,
     by_slots,
     by_free_memory,

@@ -142,7 +142,11 @@ def _class_holder(
     """
     if request.all_devices or request.devices:
         return None
-    taken = {one.device_id for one in refusals if not one.permanent and one.rule != "health"}
+    taken = {
+        one.device_id
+        for one in refusals
+        if not one.permanent and one.rule not in {"health", "cordon"}
+    }
     holders = [
         state.device
         for state in snapshot.devices

@@ -18,6 +18,8 @@ class Lease(WireValue, frozen=True, kw_only=True):
     memory_pool: str
     memory_bytes: int | None = None
     exclusive: bool = False
+    share: float | None = None
+    """The part of the device that it holds, within 0..1, for those who ask in fractions."""
     used_before_bytes: int | None = None
     """Memory used on the device when the lease was granted, None where that is unknown."""
     holder: str = ""

@@ -16,6 +16,24 @@ READINGS: tuple[str, ...] = (
 )
 """The names of all readings of a sample, in the order of :class:`GPUMetrics`."""
 
+SERIES: tuple[str, ...] = (
+    *READINGS,
+    "memory_reserved_bytes",
+    "memory_utilization_percent",
+    "memory_clock_mhz",
+    "memory_temperature_celsius",
+    "hotspot_temperature_celsius",
+    "power_limit_watts",
+    "power_window_seconds",
+    "energy_joules",
+    "fan_percent",
+    "corrected_errors",
+    "uncorrected_errors",
+    "pcie_generation",
+    "pcie_width",
+)
+"""The names of all fields of a sample that hold one number, in the order of columns."""
+
 ABSOLUTE_ZERO_CELSIUS = -273.15
 
 _AMOUNTS = (

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import msgspec
 
 from exo.gpu.vocabulary.device import GPUDevice
+from exo.gpu.vocabulary.health import Cordon, Health
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.metrics import GPUMetrics
+from exo.gpu.vocabulary.settings import DeviceSettings
+
+__all__ = ["STALE_AFTER_SECONDS", "DeviceState", "Health", "Snapshot"]
 
 STALE_AFTER_SECONDS = 30.0
 """Age from which a sample says nothing about now; three cadences where those are longer."""
-
-
-class Health(StrEnum):
-    """Whether a device can be relied on."""
-
-    OK = "ok"
-    DEGRADED = "degraded"
-    FAILED = "failed"
-    LOST = "lost"
-    SLEEPING = "sleeping"
 
 
 class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +31,9 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     leases: tuple[Lease, ...] = ()
     measured_gflops: float | None = None
     """FP32 speed that a probe measured under the present driver, in 10**9 a second."""
+    cordon: Cordon | None = None
+    """Why it is kept out of scheduling, or None."""
+    settings: DeviceSettings = DeviceSettings()
 
 
 class Snapshot(msgspec.Struct, frozen=True):
