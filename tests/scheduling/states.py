@@ -33,7 +33,7 @@ def state(
     why: str = "",
     leases: tuple[Lease, ...] = (),
     cordon: Cordon | None = None,
-    settings: DeviceSettings = DeviceSettings(),
+    settings: DeviceSettings | None = None,
     device_class: DeviceClass = DeviceClass.HARDWARE,
     **facts: Any,
 ) -> DeviceState:
@@ -67,7 +67,7 @@ def state(
         health_reason=why,
         leases=leases,
         cordon=cordon,
-        settings=settings,
+        settings=settings or DeviceSettings(),
     )
 
 
