@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.backend import PinningAbility, TelemetryAbility
+from exo.gpu.configuration import load_configuration
 from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
 from exo.gpu.execution.lease_store import HeldLease, LeaseStore
 from exo.gpu.execution.pinning import LEASES_VARIABLE, apply_changes, pinning_changes
@@ -58,6 +59,7 @@ class NodeAgent:
         self._collector = TelemetryCollector(max_history=1)
         self._failures: dict[str, str] = {}
         self._probes = ProbeCache(cache_path(self._environ))
+        self._configuration = load_configuration(self._environ)
         self._leases: dict[str, HeldLease] = {}
         self._slots: dict[int, tuple[RunnerSupervisor, str]] = {}
         self._numbers = itertools.count()
@@ -269,6 +271,7 @@ class NodeAgent:
             health_reason=reason,
             leases=tuple(lease for lease in live if lease.hardware_id == device.hardware_id),
             measured_gflops=self._measured_gflops(device),
+            settings=self._configuration.settings_of(device),
         )
 
     def _measured_gflops(self, device: GPUDevice) -> float | None:
