@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.backend import PinningAbility, TelemetryAbility
@@ -151,7 +152,8 @@ class NodeAgent:
         from exo.gpu.execution.supervisor import RunnerSupervisor
 
         held = self._leases[lease_id]
-        changes = self.environment((held.lease.device_id,), (lease_id,))
+        device = self._device(held.lease.device_id)
+        changes = self.environment((device.device_id,), (lease_id,))
         slot_id = next(self._numbers)
         supervisor = RunnerSupervisor(
             slot_id,
@@ -159,6 +161,7 @@ class NodeAgent:
             keep_open=(held.lock_fd,),
             setup=setup,
             sink=sink,
+            python=self._configuration.python_of(device.runtime) or sys.executable,
         )
         self._slots[slot_id] = (supervisor, lease_id)
         return slot_id
