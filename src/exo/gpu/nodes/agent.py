@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.backend import PinningAbility, TelemetryAbility
+from exo.gpu.configuration import load_configuration
 from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
 from exo.gpu.execution.lease_store import HeldLease, LeaseStore
 from exo.gpu.execution.pinning import LEASES_VARIABLE, apply_changes, pinning_changes
@@ -58,6 +60,7 @@ class NodeAgent:
         self._collector = TelemetryCollector(max_history=1)
         self._failures: dict[str, str] = {}
         self._probes = ProbeCache(cache_path(self._environ))
+        self._configuration = load_configuration(self._environ)
         self._leases: dict[str, HeldLease] = {}
         self._slots: dict[int, tuple[RunnerSupervisor, str]] = {}
         self._numbers = itertools.count()
@@ -149,7 +152,8 @@ class NodeAgent:
         from exo.gpu.execution.supervisor import RunnerSupervisor
 
         held = self._leases[lease_id]
-        changes = self.environment((held.lease.device_id,), (lease_id,))
+        device = self._device(held.lease.device_id)
+        changes = self.environment((device.device_id,), (lease_id,))
         slot_id = next(self._numbers)
         supervisor = RunnerSupervisor(
             slot_id,
@@ -157,6 +161,7 @@ class NodeAgent:
             keep_open=(held.lock_fd,),
             setup=setup,
             sink=sink,
+            python=self._configuration.python_of(device.runtime) or sys.executable,
         )
         self._slots[slot_id] = (supervisor, lease_id)
         return slot_id
@@ -269,6 +274,7 @@ class NodeAgent:
             health_reason=reason,
             leases=tuple(lease for lease in live if lease.hardware_id == device.hardware_id),
             measured_gflops=self._measured_gflops(device),
+            settings=self._configuration.settings_of(device),
         )
 
     def _measured_gflops(self, device: GPUDevice) -> float | None:
