@@ -88,9 +88,9 @@ class Readings:
         numbers: list[int] = []
         for reading in FIELD_READINGS:
             if whole or not reading.shared:
-                best = next((way for way in reading.ways if way not in absent), None)
-                if best in FIELDS:
-                    numbers.append(FIELDS[best])
+                left = [way for way in reading.ways if way not in absent]
+                if left and left[0] in FIELDS:
+                    numbers.append(FIELDS[left[0]])
         if whole:
             asked = Question(self._nvml, target.device, target.handle, numbers)
             return asked, asked
