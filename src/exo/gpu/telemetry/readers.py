@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # A mean over a longer time says nothing of the present (see STALE_AFTER_SECONDS).
 _LONGEST_CADENCES = 3
+# Far above any device: a counter that grew faster has jumped.
+_MOST_WATTS = 100_000.0
 
 
 class DeviceReader:
@@ -71,6 +73,8 @@ class PowerFromEnergy:
         missing = dict(sample.missing_reasons)
         try:
             rate = self._rates.rate((device_id,), energy, at_seconds=at, longest_seconds=longest)
+            if rate.per_second > _MOST_WATTS:
+                raise ReadingMissing(f"the energy counter jumped by {rate.per_second:g} W")
         except ReadingMissing as reason:
             missing["power_watts"] = str(reason)
             return msgspec.structs.replace(sample, missing_reasons=missing)

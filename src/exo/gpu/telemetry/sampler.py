@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
-from exo.gpu.telemetry.device_threads import Answer, DeviceThread
+from exo.gpu.telemetry.device_threads import Answer, DeviceThread, Gate
 from exo.gpu.telemetry.observation import Observation, Teller
 from exo.gpu.telemetry.readers import PowerFromEnergy
 from exo.gpu.telemetry.schedule import Schedule, check_cadence
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from exo.gpu.telemetry.device_threads import Reader
 
 logger = logging.getLogger("exo.gpu.telemetry.sampler")
+
+# The operating system has a longest wait; looking at the schedule in between costs nothing.
+_LONGEST_WAIT_SECONDS = 3600.0
 
 
 class _Watched:
@@ -75,6 +78,7 @@ class TelemetrySampler:
             deadline_seconds=deadline_seconds,
         )
         self._power = PowerFromEnergy()
+        self._gate = Gate()
         # Everything that changes state goes through here, and is done on the one thread below.
         self._inbox: queue.SimpleQueue[Answer | Callable[[], None]] = queue.SimpleQueue()
         self._watched: dict[str, _Watched] = {}
@@ -190,7 +194,7 @@ class TelemetrySampler:
     def _wait(self) -> None:
         """Until something is due or comes in; then all that came in is done."""
         at = self._schedule.next_at()
-        timeout = None if at is None else max(0.0, at - self._clock())
+        timeout = None if at is None else min(max(0.0, at - self._clock()), _LONGEST_WAIT_SECONDS)
         try:
             first = self._inbox.get(timeout=timeout)
         except queue.Empty:
@@ -217,6 +221,7 @@ class TelemetrySampler:
             watched.number = self._calls
             watched.thread.ask(self._calls, watched.reader, dear=tick.dear)
         for device_id in due.overdue:
+            self._gate.renew()
             failure = f"no answer within {self._deadline_seconds:g} s"
             self._hanging = (*self._hanging, device_id)
             self._teller.tell(Observation(device_id, None, failure, True, self._now))
@@ -252,7 +257,7 @@ class TelemetrySampler:
         self._forget(device_id)
         thread = self._left_behind.pop(device_id, None)
         if thread is None:
-            thread = DeviceThread(device_id, self._inbox.put, self._clock)
+            thread = DeviceThread(device_id, self._inbox.put, clock=self._clock, gate=self._gate)
         self._watched[device_id] = _Watched(reader, thread, cadence_seconds)
         self._schedule.add(device_id, self._now, cadence_seconds=cadence_seconds)
 

@@ -100,7 +100,7 @@ class Schedule:
         """
         check_cadence("cadence_seconds", cadence_seconds)
         check_cadence("slow_cadence_seconds", slow_cadence_seconds)
-        check_number("deadline_seconds", deadline_seconds, low=0)
+        check_cadence("deadline_seconds", deadline_seconds)
         self._jitter = jitter
         self._cadence = cadence_seconds
         self._slow_cadence = slow_cadence_seconds
