@@ -72,6 +72,20 @@ class TelemetryAbility(Protocol):
         ...
 
 
+@runtime_checkable
+class QuickTelemetryAbility(Protocol):
+    """A backend whose readings differ in price, so that most samples can do without the dear."""
+
+    def read_quickly(self, device_id: str, before: GPUMetrics) -> GPUMetrics:
+        """What is cheap, read now; the rest as in ``before``, named in ``carried_readings``.
+
+        Raises:
+            BackendError: when the device gave nothing at all, with the driver's reason.
+
+        """
+        ...
+
+
 class DeviceProcess(WireValue, frozen=True, kw_only=True):
     """A process that works on a device; ``memory_bytes`` is None where the driver hides it."""
 

@@ -36,6 +36,9 @@ H100 = {
     "ecc.aggregate.uncorrected": 1,
     "pcie.generation": 5,
     "pcie.width": 16,
+    "encoder": 3,
+    "decoder": 4,
+    "state": 0,
 }
 T4 = H100 | {"name": "Tesla T4", "memory.total": 16 * GIB, "memory.used": 0, "capability": "7.5"}
 

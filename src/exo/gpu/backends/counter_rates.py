@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -36,17 +37,26 @@ class CounterRates:
         self._lock = threading.Lock()
         self._points: dict[tuple[str, ...], _Point] = {}
 
-    def rate(self, key: tuple[str, ...], value: float) -> Rate:
+    def rate(
+        self,
+        key: tuple[str, ...],
+        value: float,
+        *,
+        at_seconds: float | None = None,
+        longest_seconds: float = math.inf,
+    ) -> Rate:
         """How fast the counter grew since it was last told.
 
-        Told again within :data:`SHORTEST_SECONDS`, the rate before stands.
+        ``at_seconds`` is when the value was read, by default now. Told again within
+        :data:`SHORTEST_SECONDS`, the rate before stands.
 
         Raises:
-            ReadingMissing: for the first reading, and after a reset.
+            ReadingMissing: for the first reading, after a reset, and after more than
+                ``longest_seconds`` of which a mean would say nothing of the present.
 
         """
         with self._lock:
-            now = self._clock()
+            now = self._clock() if at_seconds is None else at_seconds
             before = self._points.get(key)
             if before is None:
                 self._points[key] = _Point(value, now, None)
@@ -55,6 +65,9 @@ class CounterRates:
                 self._points[key] = _Point(value, now, None)
                 raise ReadingMissing("the counter stepped back: the driver has reset it")
             elapsed = now - before.seconds
+            if elapsed > longest_seconds:
+                self._points[key] = _Point(value, now, None)
+                raise ReadingMissing(f"the counter was last read {elapsed:.0f} s ago: a gap")
             if elapsed < SHORTEST_SECONDS:
                 if before.rate is None:
                     raise ReadingMissing("two readings were too close together for a rate")
@@ -62,6 +75,11 @@ class CounterRates:
             rate = Rate((value - before.value) / elapsed, elapsed)
             self._points[key] = _Point(value, now, rate)
             return rate
+
+    def drop(self, key: tuple[str, ...]) -> None:
+        """Forget one counter; harmless for one never told."""
+        with self._lock:
+            self._points.pop(key, None)
 
     def forget(self, prefix: tuple[str, ...], *, but: set[tuple[str, ...]]) -> None:
         """Drop the counters whose key begins with ``prefix``, except those named."""

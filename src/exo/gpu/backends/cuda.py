@@ -16,8 +16,9 @@ from exo.gpu.backends.cuda_buffers import CudaBuffers
 from exo.gpu.backends.nvml_events import XidWatch
 from exo.gpu.backends.nvml_readings import Readings, Target
 from exo.gpu.backends.nvml_session import NvmlSession
+from exo.gpu.backends.nvml_ways import DEAR_NAMES
 from exo.gpu.vocabulary.errors import BackendError
-from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics
+from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics, carry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,16 +86,32 @@ class CudaBackend(CudaBuffers):
             BackendError: when it gave nothing at all.
 
         """
+        return self._sample(device_id, None)
+
+    def read_quickly(self, device_id: str, before: GPUMetrics) -> GPUMetrics:
+        """The same with errors, fan, power limit and PCIe link as they were ``before``.
+
+        Raises:
+            DeviceLost: when the GPU fell off the bus or needs a reset.
+            BackendError: when it gave nothing at all.
+
+        """
+        return self._sample(device_id, before)
+
+    def _sample(self, device_id: str, before: GPUMetrics | None) -> GPUMetrics:
         device = self.require(device_id)
         if nvml_devices.asleep(device, self._sysfs):
             missing = dict.fromkeys(READINGS, "the GPU sleeps and was not woken")
             return GPUMetrics(device_id, time.time(), missing_reasons=missing, sleeping=True)
         session, readings = self._nvml()
         values, missing = session.ask(
-            device_id, lambda: readings.sample(nvml_devices.target(session, device))
+            device_id,
+            lambda: readings.sample(nvml_devices.target(session, device), dear=before is None),
         )
         if not values:
             raise BackendError(f"{device_id} gave no reading: {missing['temperature_celsius']}")
+        if before is not None:
+            carry(values, missing, before, DEAR_NAMES)
         return GPUMetrics(
             device_id=device_id, timestamp=time.time(), missing_reasons=missing, **values
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -95,11 +96,18 @@ def asleep(device: GPUDevice, sysfs: Path) -> bool:
     """True when the kernel powered the GPU down, as in laptops; NVML would wake it."""
     if device.pci_address is None:
         return False
-    status = sysfs / "bus/pci/devices" / device.pci_address / "power/runtime_status"
+    # Read with every sample, so without the price of a Path and a text file.
+    status = f"{sysfs}/bus/pci/devices/{device.pci_address}/power/runtime_status"
     try:
-        return status.read_text().strip() in {"suspended", "suspending"}
+        descriptor = os.open(status, os.O_RDONLY)
     except OSError:
         return False
+    try:
+        return os.read(descriptor, 64).strip() in {b"suspended", b"suspending"}
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def is_instance(device: GPUDevice) -> bool:

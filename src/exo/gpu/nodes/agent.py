@@ -19,7 +19,7 @@ from exo.gpu.scheduling.ledger import used_before
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health import assess
 from exo.gpu.telemetry.probe_cache import ProbeCache, cache_path
-from exo.gpu.telemetry.sampler import DeviceSampler
+from exo.gpu.telemetry.rounds import DeviceSampler
 from exo.gpu.vocabulary.errors import AbilityMissing, BackendError, NoSuchDevice
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot

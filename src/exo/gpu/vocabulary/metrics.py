@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from exo.gpu.vocabulary.errors import InvalidValue
 from exo.gpu.vocabulary.messages import WireValue
 from exo.gpu.vocabulary.units import check_number, check_text, check_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 READINGS: tuple[str, ...] = (
     "memory_used_bytes",
@@ -31,6 +36,9 @@ SERIES: tuple[str, ...] = (
     "uncorrected_errors",
     "pcie_generation",
     "pcie_width",
+    "encoder_percent",
+    "decoder_percent",
+    "performance_state",
 )
 """The names of all fields of a sample that hold one number, in the order of columns."""
 
@@ -45,13 +53,28 @@ _AMOUNTS = (
     "energy_joules",
 )
 # A fan may be driven beyond its nominal speed, but no vendor reports more than 100 %.
-_PERCENTAGES = ("compute_utilization_percent", "memory_utilization_percent", "fan_percent")
+_PERCENTAGES = (
+    "compute_utilization_percent",
+    "memory_utilization_percent",
+    "fan_percent",
+    "encoder_percent",
+    "decoder_percent",
+)
 _TEMPERATURES = (
     "temperature_celsius",
     "memory_temperature_celsius",
     "hotspot_temperature_celsius",
 )
-_COUNTERS = ("corrected_errors", "uncorrected_errors", "pcie_generation", "pcie_width")
+_WHOLE = (
+    "memory_used_bytes",
+    "memory_total_bytes",
+    "memory_reserved_bytes",
+    "corrected_errors",
+    "uncorrected_errors",
+    "pcie_generation",
+    "pcie_width",
+    "performance_state",
+)
 
 
 class GPUMetrics(WireValue, frozen=True):
@@ -63,7 +86,7 @@ class GPUMetrics(WireValue, frozen=True):
 
     Raises:
         InvalidValue: for an empty id, NaN, an infinity, a negative amount, more memory used than
-            there is, or a utilization outside 0..100.
+            there is, or a percentage outside 0..100.
 
     """
 
@@ -101,26 +124,33 @@ class GPUMetrics(WireValue, frozen=True):
     """ECC: a counter of memory errors that were not corrected."""
     pcie_generation: int | None = None
     pcie_width: int | None = None
+    carried_readings: tuple[str, ...] = ()
+    """Names of the readings that were not taken now: they are those of the sample before, since
+    they are dear to read or seldom move. A sampler bounds their age by its slow cadence."""
+    encoder_percent: float | None = None
+    """Share of time in which the video encoder worked."""
+    decoder_percent: float | None = None
+    performance_state: int | None = None
+    """0 is the fastest, a larger number is slower (``nvidia-smi``'s P-state)."""
 
     def __post_init__(self) -> None:
         """Check every reading."""
         check_text("device_id", self.device_id)
         check_number("timestamp", self.timestamp)
+        for field in _WHOLE:
+            check_whole(field, getattr(self, field), optional=True)
         used, total = self.memory_used_bytes, self.memory_total_bytes
-        check_whole("memory_used_bytes", used, optional=True)
-        check_whole("memory_total_bytes", total, optional=True)
         if used is not None and total is not None and used > total:
             expected = f"at most memory_total_bytes ({total!r})"
             raise InvalidValue("memory_used_bytes", used, expected)
-        check_whole("memory_reserved_bytes", self.memory_reserved_bytes, optional=True)
         for field in _AMOUNTS:
             check_number(field, getattr(self, field), low=0, optional=True)
         for field in _PERCENTAGES:
             check_number(field, getattr(self, field), low=0, high=100, optional=True)
         for field in _TEMPERATURES:
             check_number(field, getattr(self, field), low=ABSOLUTE_ZERO_CELSIUS, optional=True)
-        for field in _COUNTERS:
-            check_whole(field, getattr(self, field), optional=True)
+        for field in self.carried_readings:
+            check_text("carried_readings", field)
 
     @property
     def memory_free_bytes(self) -> int | None:
@@ -129,3 +159,22 @@ class GPUMetrics(WireValue, frozen=True):
             return None
         reserved = self.memory_reserved_bytes or 0
         return max(0, self.memory_total_bytes - self.memory_used_bytes - reserved)
+
+
+def carry(
+    values: dict[str, Any], missing: dict[str, str], before: GPUMetrics, names: Iterable[str]
+) -> None:
+    """Complete the readings of a sample to be by those of the one before, and name them.
+
+    ``names`` are the readings that were not taken. What was missing before is missing now, for
+    the same reason.
+    """
+    carried: list[str] = []
+    for name in names:
+        value = getattr(before, name)
+        if value is not None:
+            values[name] = value
+            carried.append(name)
+        elif name in before.missing_reasons:
+            missing[name] = before.missing_reasons[name]
+    values["carried_readings"] = tuple(carried)
