@@ -15,11 +15,11 @@ from exo.gpu.backend import PinningAbility, on_daemon_thread
 from exo.gpu.backends import pci
 from exo.gpu.factory import FAKE_VARIABLE, FIND_SECONDS, GPUBackendFactory
 from exo.gpu.merging import merge, shared_identities, without_hidden
-from exo.gpu.recollection import Recollection, changes, recollect, standing
+from exo.gpu.recollection import Comings, Recollection, recollect
 from exo.gpu.registry import Contents, DeviceRegistry, hand_over, left_behind, open_default
 from exo.gpu.topology import joined, placed, renamed
 from exo.gpu.vocabulary.errors import NoSuchDevice
-from exo.gpu.vocabulary.inventory import ChangeKind, DeviceChange, DiscoveryReport, Finding
+from exo.gpu.vocabulary.inventory import DeviceChange, DiscoveryReport, Finding
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -161,18 +161,13 @@ class GPUDiscoveryService:
         """
         import anyio
 
-        before = await on_daemon_thread(self.discover, name="exo-gpu-discover")
-        gone = {one.device.hardware_id: one.device for one in before.missing}
+        comings = Comings(await on_daemon_thread(self.discover, name="exo-gpu-discover"))
         while True:
             await anyio.sleep(interval)
-            after = await on_daemon_thread(self.discover, name="exo-gpu-discover")
-            for change in changes(before, after, gone):
-                if change.kind is ChangeKind.LOST:
-                    gone[change.device.hardware_id] = change.device
-                else:
-                    gone.pop(change.device.hardware_id, None)
+            for change in comings.take(
+                await on_daemon_thread(self.discover, name="exo-gpu-discover")
+            ):
                 yield change
-            before = standing(before, after)
 
     def get_device_by_id(self, device_id: str) -> GPUDevice | None:
         """The device that the last discovery found under an id, alias or hardware id."""

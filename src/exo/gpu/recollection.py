@@ -96,6 +96,25 @@ def changes(
     return (*lost, *came)
 
 
+class Comings:
+    """What comes and goes from search to search; the first one is the standard of comparison."""
+
+    def __init__(self, first: DiscoveryReport) -> None:
+        self._before = first
+        self._gone = {one.device.hardware_id: one.device for one in first.missing}
+
+    def take(self, after: DiscoveryReport) -> tuple[DeviceChange, ...]:
+        """What changed with the next search; what a silent driver had found counts as there."""
+        found = changes(self._before, after, self._gone)
+        for change in found:
+            if change.kind is ChangeKind.LOST:
+                self._gone[change.device.hardware_id] = change.device
+            else:
+                self._gone.pop(change.device.hardware_id, None)
+        self._before = standing(self._before, after)
+        return found
+
+
 def standing(before: DiscoveryReport, after: DiscoveryReport) -> DiscoveryReport:
     """The later report, with what silent drivers had found before."""
     silent = {finding.backend for finding in after.findings if finding.failed}
