@@ -15,9 +15,9 @@ from exo.gpu.execution.state_directory import (
     StorePlace,
     boot_id,
     choose_place,
-    file_system,
     prepare,
 )
+from exo.gpu.file_systems import file_system
 from exo.gpu.vocabulary.errors import StoreError
 from exo.gpu.vocabulary.lease import Lease
 

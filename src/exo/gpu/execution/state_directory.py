@@ -8,29 +8,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from exo.gpu.file_systems import NETWORK_FILE_SYSTEMS, file_system
 from exo.gpu.vocabulary.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-# flock and SQLite's locks are not dependable there, and another machine's boot would mix in.
-NETWORK_FILE_SYSTEMS = frozenset(
-    {
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "fuse.sshfs",
-        "glusterfs",
-        "gpfs",
-        "lustre",
-        "nfs",
-        "nfs4",
-        "smb3",
-        "smbfs",
-    }
-)
 
 
 class StorePlace(msgspec.Struct, frozen=True):
@@ -74,6 +56,7 @@ def prepare(place: StorePlace) -> Path:
     except OSError as error:
         advice = "set EXO_GPU_STATE to a local directory that you may write"
         raise StoreError(f"no lease store at {place.path}: {error}; {advice}") from error
+    # Locks are not dependable there, and another machine's boot would mix in.
     kind = file_system(place.path)
     if kind in NETWORK_FILE_SYSTEMS:
         raise StoreError(
@@ -88,24 +71,6 @@ def _open_to_all(directory: Path) -> None:
         directory.chmod(0o1777)
     except PermissionError:
         return  # another user's, who opened it already
-
-
-def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
-    """The type of the file system that ``path`` lies on, or None where it is not known."""
-    try:
-        lines = mounts.read_text().splitlines()
-    except OSError:
-        return None
-    target = path.resolve()
-    best, kind = -1, None
-    for line in lines:
-        fields = line.split()
-        if len(fields) < 3:
-            continue
-        mount = Path(fields[1].replace("\\040", " "))
-        if target.is_relative_to(mount) and len(mount.parts) >= best:
-            best, kind = len(mount.parts), fields[2]
-    return kind
 
 
 def boot_id(proc: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:

@@ -21,7 +21,9 @@
     │   └── DeviceLost                      the device is gone until it is reset
     ├── ProtocolError (ValueError)          bytes that are no message of ours
     │   └── UnsupportedVersion              a message of another major version
-    ├── StoreError (RuntimeError)           the lease store cannot be used here
+    ├── StoreError (RuntimeError)           a database of ours cannot be used here
+    │   ├── StoreDamaged                    its file is broken, or is no database
+    │   └── StoreTooNew                     its file was written by a later release
     └── ExecutionError (RuntimeError)       work that did not end as it should
         ├── WorkerDied                      its process died, as often as retries allow
         ├── NotTransferable                 a function, argument or result that cannot be pickled
@@ -150,7 +152,15 @@ class UnsupportedVersion(ProtocolError):
 
 
 class StoreError(ExoGpuError, RuntimeError):
-    """The lease store cannot be used here."""
+    """A database of ours cannot be used here; the message names it."""
+
+
+class StoreDamaged(StoreError):
+    """The file of a database of ours is broken, or is no database at all."""
+
+
+class StoreTooNew(StoreError):
+    """A database of ours that a later release has written; it is left as it is."""
 
 
 class ExecutionError(ExoGpuError, RuntimeError):
