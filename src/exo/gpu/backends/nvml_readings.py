@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exo.gpu.backends import host, nvml_library
 from exo.gpu.backends.nvml_library import real
+from exo.gpu.backends.nvml_throttling import named
 from exo.gpu.vocabulary.device import HOST_POOL
 from exo.gpu.vocabulary.errors import ReadingMissing
 
@@ -29,22 +30,6 @@ _NARROW = 0xFFFE
 _FASTEST_FAN_PERCENT = 250
 # Degrees Celsius that no silicon survives.
 _HOTTEST = 300
-
-# nvml.h: the bits of nvmlClocksEventReasons. The two names of no fault, "idle" and
-# "application clocks", are told too: a policy can tell them from a throttle by name.
-THROTTLE_REASONS = {
-    0x001: "idle",
-    0x002: "application clocks",
-    0x004: "software power cap",
-    0x008: "hardware slowdown",
-    0x010: "sync boost",
-    0x020: "software thermal slowdown",
-    0x040: "hardware thermal slowdown",
-    0x080: "hardware power brake",
-    0x100: "display clocks",
-    0x200: "board limit",
-    0x400: "reliability",
-}
 
 _SHARED = "a MIG instance shares it with the rest of its GPU"
 _UNKNOWN_TO_NVML = {"hotspot_temperature_celsius": "NVML does not tell it"}
@@ -220,17 +205,11 @@ def _fan(nvml: Any, handle: Any) -> tuple[Any, ...]:
 
 
 def _reasons(nvml: Any, handle: Any) -> tuple[Any, ...]:
-    return (_named(real(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))),)
+    return (named(real(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))),)
 
 
 def _reasons_of_old_drivers(nvml: Any, handle: Any) -> tuple[Any, ...]:
-    return (_named(real(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))),)
-
-
-def _named(mask: int) -> tuple[str, ...]:
-    """The reasons in a bit mask; a bit that nobody here knows keeps its number."""
-    bits = [1 << place for place in range(mask.bit_length()) if mask >> place & 1]
-    return tuple(THROTTLE_REASONS.get(bit, f"reason {bit:#x}") for bit in bits)
+    return (named(real(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))),)
 
 
 def _pcie_generation(nvml: Any, handle: Any) -> tuple[Any, ...]:
