@@ -16,14 +16,17 @@ from exo.gpu.vocabulary.messages import WireValue
 from exo.gpu.vocabulary.units import check_text, check_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from exo.gpu.vocabulary.health import DeviceFault
     from exo.gpu.vocabulary.links import Link
     from exo.gpu.vocabulary.metrics import GPUMetrics
 
 __all__ = [
     "ComputeAbility",
     "DeviceProcess",
+    "FaultAbility",
+    "FaultWatch",
     "GPUBackend",
     "GPUDevice",
     "MemoryHandle",
@@ -102,6 +105,42 @@ class ProcessAbility(Protocol):
 
         Raises:
             BackendError: when the driver does not tell, with its reason.
+
+        """
+        ...
+
+
+class FaultWatch(Protocol):
+    """Hears what a driver reports of its devices, until it is closed."""
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Device id -> why the driver reports no fault of it."""
+        ...
+
+    def faults(self, *, timeout_seconds: float) -> Iterator[DeviceFault]:
+        """What happened so far and within the time, as it comes; blocks meanwhile.
+
+        Raises:
+            BackendError: when the driver stopped reporting; what came before is given first.
+
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop watching; harmless twice."""
+        ...
+
+
+@runtime_checkable
+class FaultAbility(Protocol):
+    """A backend whose driver reports faults by itself, such as NVIDIA's XIDs."""
+
+    def watch_faults(self) -> FaultWatch:
+        """Begin to hear of faults; what happened before is not told.
+
+        Raises:
+            BackendError: when this driver reports none.
 
         """
         ...

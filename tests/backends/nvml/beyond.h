@@ -46,7 +46,8 @@ typedef struct {
 
 int nvmlDeviceGetFieldValues(Device *device, int count, FieldValue *values) {
     static const struct { unsigned id; const char *name; } known[] = {
-        {82, "temperature.memory"}, {185, "power.average"}, {186, "power.instant"}};
+        {82, "temperature.memory"}, {185, "power.average"}, {186, "power.instant"},
+        {230, "recovery"}};
     int code = ready();
     if (code) return code;
     for (int i = 0; i < count; i++) {
@@ -58,6 +59,19 @@ int nvmlDeviceGetFieldValues(Device *device, int count, FieldValue *values) {
         values[i].code = whole(device, name, &values[i].value.whole);
     }
     return SUCCESS;
+}
+
+int nvmlDeviceGetTemperatureThreshold(Device *device, int threshold, unsigned *celsius) {
+    char name[64];
+    snprintf(name, sizeof name, "threshold.%d", threshold);
+    return whole(device, name, celsius);
+}
+
+int nvmlDeviceGetRemappedRows(Device *device, unsigned *corrected, unsigned *uncorrected,
+                              unsigned *pending, unsigned *failed) {
+    *corrected = *uncorrected = 0;
+    int code = whole(device, "remapping.pending", pending);
+    return code ? code : whole(device, "remapping.failed", failed);
 }
 
 /* Processes, as "pid:bytes,pid:-". */

@@ -11,12 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.backend import on_daemon_thread
-from exo.gpu.backends import cuda_pinning, nvml_devices, nvml_library, nvml_links, nvml_processes
+from exo.gpu.backends import (
+    cuda_pinning,
+    nvml_devices,
+    nvml_library,
+    nvml_links,
+    nvml_processes,
+    nvml_throttling,
+    nvml_xids,
+)
 from exo.gpu.backends.cuda_buffers import CudaBuffers
-from exo.gpu.backends.nvml_events import XidWatch
+from exo.gpu.backends.nvml_events import Xid, XidWatch
 from exo.gpu.backends.nvml_readings import Readings, Target
 from exo.gpu.backends.nvml_session import NvmlSession
 from exo.gpu.backends.nvml_ways import DEAR_NAMES
+from exo.gpu.backends.nvml_xids import XidFaults
+from exo.gpu.backends.throttling import throttle_kinds
 from exo.gpu.vocabulary.errors import BackendError
 from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics, carry
 
@@ -25,6 +35,7 @@ if TYPE_CHECKING:
 
     from exo.gpu.backend import DeviceProcess
     from exo.gpu.vocabulary.device import GPUDevice
+    from exo.gpu.vocabulary.health import FaultAction
     from exo.gpu.vocabulary.links import Link
 
 # A driver that does not let go by then is left behind.
@@ -112,8 +123,13 @@ class CudaBackend(CudaBuffers):
             raise BackendError(f"{device_id} gave no reading: {missing['temperature_celsius']}")
         if before is not None:
             carry(values, missing, before, DEAR_NAMES)
+        kinds = throttle_kinds(values.get("throttle_reasons"), nvml_throttling.MEANINGS)
         return GPUMetrics(
-            device_id=device_id, timestamp=time.time(), missing_reasons=missing, **values
+            device_id=device_id,
+            timestamp=time.time(),
+            missing_reasons=missing,
+            throttle_kinds=kinds,
+            **values,
         )
 
     def processes(self, device_id: str) -> list[DeviceProcess]:
@@ -148,6 +164,26 @@ class CudaBackend(CudaBuffers):
         session.open()
         return XidWatch(session.nvml, self._targets(session))
 
+    def watch_faults(self) -> XidFaults:
+        """The same as faults of devices, each with what it asks for; of a GPU cut up, of each part.
+
+        Raises:
+            BackendError: when this driver reports none.
+
+        """
+        session, _ = self._nvml()
+
+        def judged(event: Xid) -> tuple[str, FaultAction]:
+            device = self._devices[self._members(event.device_id)[0]]
+
+            def ask() -> tuple[str, FaultAction]:
+                found = nvml_devices.target(session, device)
+                return nvml_xids.judge(session.nvml, found.parent or found.handle, event.xid)
+
+            return session.ask(event.device_id, ask)
+
+        return XidFaults(self.watch_xids(), members=self._members, judged=judged)
+
     def pinning(
         self, devices: Sequence[GPUDevice], inherited: Mapping[str, str]
     ) -> dict[str, str | None]:
@@ -178,6 +214,10 @@ class CudaBackend(CudaBuffers):
             readings = Readings(nvml)
             self._opened = (NvmlSession(nvml, self._library, readings.forget), readings)
         return self._opened
+
+    def _members(self, label: str) -> list[str]:
+        """The device that has the label of a GPU, or the MIG instances that it was cut into."""
+        return [name for name in self._devices if name == label or name.startswith(f"{label}:")]
 
     def _targets(self, session: NvmlSession) -> list[Target]:
         """The devices found, less those that are gone."""

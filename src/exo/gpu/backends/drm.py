@@ -20,6 +20,8 @@ SYSFS = Path("/sys/class/drm")
 _LARGEST = 2**63 - 1
 
 _CARD = re.compile(r"card([0-9]+)")  # connectors are named card0-HDMI-A-1
+# No limit of a chip's temperature lies outside; some drivers state 0 for "none".
+_LIMITS_MILLIDEGREES = (30_000, 200_000)
 
 # Errors of sysfs reads that concern one attribute. ENODEV and ENXIO: the whole device is gone.
 _GONE = {errno.ENODEV, errno.ENXIO}
@@ -182,6 +184,27 @@ class Card:
             return (self.path / name).read_text(errors="replace").strip()
         except OSError:
             return ""
+
+
+def temperature_limits(card: Card, sensor: Callable[[], str]) -> tuple[float | None, float | None]:
+    """Degrees at which hwmon calls a sensor's temperature critical, and an emergency.
+
+    ``sensor`` gives the path of its input. None where the driver does not state the limit, or
+    states one that no silicon has (kernel, Documentation/hwmon/sysfs-interface.rst: millidegrees).
+
+    Raises:
+        DeviceLost: when the card is gone.
+
+    """
+
+    def limit(name: str) -> float | None:
+        low, high = _LIMITS_MILLIDEGREES
+        found = optional(
+            lambda: card.number_of(sensor().removesuffix("_input") + name, low=low, high=high)
+        )
+        return None if found is None else found / 1e3
+
+    return limit("_crit"), limit("_emergency")
 
 
 def cards(root: Path = SYSFS, *, vendor: str) -> list[Card]:

@@ -147,7 +147,7 @@ _THROTTLER_GROUPS = {
     44: "vrhot0 vrhot1 prochot_cpu prochot_gfx",
     56: "ppm fit",
 }
-_THROTTLERS = {
+THROTTLERS = {
     first + place: name
     for first, names in _THROTTLER_GROUPS.items()
     for place, name in enumerate(names.split())
@@ -237,7 +237,7 @@ def _add_throttling(
     named, own = raw.get("indep_throttle_status"), raw.get("throttle_status")
     if named:
         values["throttle_reasons"] = tuple(
-            _THROTTLERS.get(bit, f"bit_{bit}") for bit in range(64) if named[0] >> bit & 1
+            THROTTLERS.get(bit, f"bit_{bit}") for bit in range(64) if named[0] >> bit & 1
         )
     elif own:
         values["throttle_reasons"] = tuple(

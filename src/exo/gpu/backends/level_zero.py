@@ -169,7 +169,10 @@ class LevelZeroBackend(WebGPUBuffers):
         return memory.total_bytes, memory.used_bytes
 
     def _describe(self, index: int, card: drm.Card) -> GPUDevice:
-        clock = None if card.sleeping else drm.optional(lambda: card.number_of(*_LARGEST_CLOCKS))
+        clock = warn = critical = None
+        if not card.sleeping:
+            clock = drm.optional(lambda: card.number_of(*_LARGEST_CLOCKS))
+            warn, critical = level_zero_readings.temperature_limits(card)
         return GPUDevice(
             device_id=f"level_zero:{index}",
             name=f"Intel GPU [{card.pci_id}]",
@@ -181,6 +184,8 @@ class LevelZeroBackend(WebGPUBuffers):
             hardware_id=card.pci_address or "",
             pci_address=card.pci_address,
             memory_pool=HOST_POOL if card.pci_address == _INTEGRATED_PLACE else "",
+            warn_celsius=warn,
+            critical_celsius=critical,
         )
 
 

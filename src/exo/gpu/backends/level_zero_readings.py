@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.backends import drm, drm_clients
+from exo.gpu.backends.throttling import throttle_kinds
 from exo.gpu.vocabulary.errors import BackendError, ReadingMissing
+from exo.gpu.vocabulary.health import ThrottleKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +32,18 @@ _THROTTLING = (
     ("device/tile0/gt0/freq0/throttle/status", "device/tile0/gt0/freq0/throttle/reason_"),
     ("gt/gt0/throttle_reason_status", "gt/gt0/throttle_reason_"),
 )
+# The names of xe and i915 (kernel: xe_gt_throttle.c, i915/gt/intel_gt_sysfs_pm.c).
+_THROTTLE_KINDS = {
+    ThrottleKind.THERMAL: "thermal soc_thermal mem_thermal vr_thermal soc_avg_thermal ratl "
+    "vr_thermalert",
+    ThrottleKind.POWER_BRAKE: "pwrbrk",
+    ThrottleKind.HARDWARE: "prochot",
+    ThrottleKind.POWER_LIMIT: "pl1 pl2 pl4 vr_tdc iccmax fastvmode psys_pl1 psys_pl2 psys_crit",
+}
+_THROTTLE_MEANINGS: dict[str, ThrottleKind | None] = {
+    "p0_freq": None,
+    **{word: kind for kind, words in _THROTTLE_KINDS.items() for word in words.split()},
+}
 # Microwatts: sustained limits of the card, then of the package.
 _LIMITS = ("power1_max", "power1_cap", "power2_max", "power2_cap")
 
@@ -44,6 +58,20 @@ _BRIDGE = "0x0604"
 _INTEL = "0x8086"
 
 _MEMORY = "Intel's drivers tell memory to privileged programs only"
+
+
+def temperature_limits(card: drm.Card) -> tuple[float | None, float | None]:
+    """Degrees from where the package is slowed down, and from where it switches itself off.
+
+    Raises:
+        DeviceLost: when the card is gone.
+
+    """
+    return drm.temperature_limits(card, lambda: _package(card))
+
+
+def _package(card: drm.Card) -> str:
+    return card.labelled("temp", ["pkg"])
 
 
 class Source:
@@ -77,6 +105,9 @@ class Source:
             "pcie_width": lambda: card.number_of(f"{self._linked()}/current_link_width", low=1),
         }
         values, missing = drm.gather(calls)
+        kinds = throttle_kinds(values.get("throttle_reasons"), _THROTTLE_MEANINGS)
+        if kinds is not None:
+            values["throttle_kinds"] = kinds
         self._add_power(values, missing)
         self._add_utilization(values, missing)
         # The query of used memory answers "0" or "all free" to users without CAP_PERFMON.
@@ -143,7 +174,7 @@ class Source:
         """The package's temperature (xe), or the one sensor that i915 has."""
         card = self._card
         return drm.first(
-            lambda: card.number_of(card.labelled("temp", ["pkg"]), low=_LOWEST),
+            lambda: card.number_of(_package(card), low=_LOWEST),
             lambda: card.number_of(f"{card.hwmon()}/temp1_input", low=_LOWEST),
         )
 

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 MIG = "MIG-"
 """How the UUID of a MIG instance begins; a whole GPU's begins with ``GPU-``."""
 
+# nvml.h, nvmlTemperatureThresholds_t: where the GPU is switched off, where its hardware slows it
+# down by force, and the highest at which it means to work, above which the driver slows it down.
+_SHUTDOWN, _SLOWDOWN, _HIGHEST_IN_WORK = 0, 1, 3
+# Degrees Celsius that no silicon survives.
+_HOTTEST = 300
+
 # GPUs that share the machine's memory, by NVIDIA's names: DGX Spark (GB10) and the Jetson family.
 _INTEGRATED = re.compile(r"\b(GB10|Thor|Orin|Xavier|Tegra|Jetson)\b", re.IGNORECASE)
 
@@ -170,7 +176,23 @@ def _described(
         pci_address=pci,
         memory_pool=HOST_POOL if integrated else "",
         drives_display=_drives_display(session, gpu),
+        warn_celsius=_limit(session, gpu, _HIGHEST_IN_WORK, _SLOWDOWN),
+        critical_celsius=_limit(session, gpu, _SLOWDOWN, _SHUTDOWN),
     )
+
+
+def _limit(session: NvmlSession, handle: Any, *thresholds: int) -> float | None:
+    """Degrees of the first threshold that the GPU states (``nvidia-smi -q -d TEMPERATURE``)."""
+    nvml = session.nvml
+    for threshold in thresholds:
+        celsius = session.fact(
+            lambda threshold=threshold: nvml_library.real(
+                nvml.nvmlDeviceGetTemperatureThreshold(handle, threshold), most=_HOTTEST
+            )
+        )
+        if celsius:
+            return float(celsius)
+    return None
 
 
 def _memory(

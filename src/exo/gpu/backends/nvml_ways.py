@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from exo.gpu.backends import nvml_library
 from exo.gpu.backends.nvml_library import real
+from exo.gpu.backends.nvml_throttling import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,22 +27,6 @@ _FASTEST_FAN_PERCENT = 250
 _SLOWEST_STATE = 15
 # Degrees Celsius that no silicon survives.
 _HOTTEST = 300
-
-# nvml.h: the bits of nvmlClocksEventReasons. The two names of no fault, "idle" and
-# "application clocks", are told too: a policy can tell them from a throttle by name.
-THROTTLE_REASONS = {
-    0x001: "idle",
-    0x002: "application clocks",
-    0x004: "software power cap",
-    0x008: "hardware slowdown",
-    0x010: "sync boost",
-    0x020: "software thermal slowdown",
-    0x040: "hardware thermal slowdown",
-    0x080: "hardware power brake",
-    0x100: "display clocks",
-    0x200: "board limit",
-    0x400: "reliability",
-}
 
 
 class Question:
@@ -167,17 +152,11 @@ def _fan(ask: Question) -> tuple[Any, ...]:
 
 
 def _reasons(ask: Question) -> tuple[Any, ...]:
-    return (_named(real(ask.nvml.nvmlDeviceGetCurrentClocksEventReasons(ask.handle))),)
+    return (named(real(ask.nvml.nvmlDeviceGetCurrentClocksEventReasons(ask.handle))),)
 
 
 def _reasons_of_old_drivers(ask: Question) -> tuple[Any, ...]:
-    return (_named(real(ask.nvml.nvmlDeviceGetCurrentClocksThrottleReasons(ask.handle))),)
-
-
-def _named(mask: int) -> tuple[str, ...]:
-    """The reasons in a bit mask; a bit that nobody here knows keeps its number."""
-    bits = [1 << place for place in range(mask.bit_length()) if mask >> place & 1]
-    return tuple(THROTTLE_REASONS.get(bit, f"reason {bit:#x}") for bit in bits)
+    return (named(real(ask.nvml.nvmlDeviceGetCurrentClocksThrottleReasons(ask.handle))),)
 
 
 def _pcie_generation(ask: Question) -> tuple[Any, ...]:

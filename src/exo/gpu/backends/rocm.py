@@ -224,7 +224,9 @@ class RocmBackend(WebGPUBuffers):
         total = drm.optional(lambda: rocm_readings.memory(card, "total", integrated=integrated))
         identity = f"GPU-{unique}" if unique.strip("0") else card.pci_address or ""
         node, clock = kfd.NOTHING, None
+        warn = critical = None
         if not card.sleeping:
+            warn, critical = rocm_readings.temperature_limits(card)
             node = kfd.node(card.pci_address, self._topology)
             clock = drm.optional(lambda: rocm_readings.largest_clock_mhz(card))
         return GPUDevice(
@@ -241,6 +243,8 @@ class RocmBackend(WebGPUBuffers):
             hardware_id=identity,
             pci_address=card.pci_address,
             memory_pool=HOST_POOL if integrated else "",
+            warn_celsius=warn,
+            critical_celsius=critical,
         )
 
     def _name(self, card: drm.Card) -> str:

@@ -6,7 +6,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.backends import drm, gpu_metrics
+from exo.gpu.backends.throttling import throttle_kinds
 from exo.gpu.vocabulary.errors import ReadingMissing
+from exo.gpu.vocabulary.health import ThrottleKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +38,21 @@ _CLOCKS = {
     "memory_clock_mhz": ("mclk", "device/pp_dpm_mclk"),
 }
 
+# Beginnings of the words of gpu_metrics: heat; a signal from outside; limits of power and current.
+_THROTTLE_KINDS = {
+    "temp_": ThrottleKind.THERMAL,
+    "vrhot": ThrottleKind.THERMAL,
+    "prochot": ThrottleKind.HARDWARE,
+    **dict.fromkeys(
+        ("ppt", "spl", "fppt", "sppt", "tdc_", "edc_", "apcc", "ppm"), ThrottleKind.POWER_LIMIT
+    ),
+    "fit": None,
+}
+_THROTTLE_MEANINGS = {
+    word: next(kind for start, kind in _THROTTLE_KINDS.items() if word.startswith(start))
+    for word in gpu_metrics.THROTTLERS.values()
+}
+
 _ERROR_COUNT = re.compile(r"^(ue|ce): *([0-9]+)", re.MULTILINE)
 
 
@@ -53,6 +70,9 @@ def read(card: drm.Card, *, integrated: bool) -> tuple[dict[str, Any], dict[str,
         **_sensors(card, table),
     }
     values, missing = drm.gather(calls)
+    kinds = throttle_kinds(values.get("throttle_reasons"), _THROTTLE_MEANINGS)
+    if kinds is not None:
+        values["throttle_kinds"] = kinds
     if "power_watts" in values and _power_is_instant(card):
         values["power_window_seconds"] = 0.0
     if values.get("memory_used_bytes", 0) > values.get("memory_total_bytes", 0):
@@ -139,6 +159,16 @@ def largest_clock_mhz(card: drm.Card) -> float:
     if not levels:
         raise ReadingMissing("device/pp_dpm_sclk lists no level")
     return float(max(map(int, levels)))
+
+
+def temperature_limits(card: drm.Card) -> tuple[float | None, float | None]:
+    """Degrees from where the card slows itself down, and from where it switches itself off.
+
+    Raises:
+        DeviceLost: when the card is gone.
+
+    """
+    return drm.temperature_limits(card, lambda: card.labelled("temp", ["edge"]))
 
 
 class _Table:

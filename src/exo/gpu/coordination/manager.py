@@ -294,7 +294,7 @@ class GPUClusteringManager:
     def _state(self, device: GPUDevice) -> DeviceState:
         sample = self._telemetry.get_metrics(device.device_id)
         age = self._telemetry.age_seconds(device.device_id)
-        health, reason = assess(sample, age, self._stale_after_seconds)
+        health, reason = assess(sample, age, self._stale_after_seconds, device=device)
         trouble = self._pulses.trouble(device.device_id)
         if trouble:
             health, reason = Health.FAILED, trouble

@@ -22,7 +22,7 @@ from exo.gpu.telemetry.probe_cache import ProbeCache, cache_path
 from exo.gpu.telemetry.rounds import DeviceSampler
 from exo.gpu.vocabulary.errors import AbilityMissing, BackendError, NoSuchDevice
 from exo.gpu.vocabulary.lease import Lease
-from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot
+from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -262,10 +262,8 @@ class NodeAgent:
     def _state(self, device: GPUDevice, live: tuple[Lease, ...]) -> DeviceState:
         sample = self._collector.get_metrics(device.device_id)
         age = self._collector.age_seconds(device.device_id)
-        health, reason = assess(sample, age)
-        failure = self._failures.get(device.device_id)
-        if failure is not None:
-            health, reason = Health.FAILED, f"it cannot be read: {failure}"
+        failure = self._failures.get(device.device_id, "")
+        health, reason = assess(sample, age, device=device, failure=failure)
         return DeviceState(
             device=device,
             sample=sample,

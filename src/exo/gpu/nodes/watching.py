@@ -152,4 +152,3 @@ class NodeWatch:
                 if self._ended.is_set():
                     return
                 self._sink(event)
-

@@ -104,9 +104,9 @@ def by_health(state: DeviceState, snapshot: Snapshot, request: Request) -> Refus
 
 def by_cordon(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
     """Not a device that a person or its health keeps out of scheduling."""
-    del snapshot, request
+    del snapshot
     cordon = state.cordon
-    if cordon is None:
+    if cordon is None or request.despite_cordon:
         return None
     verb = "is being drained" if cordon.draining else "is cordoned"
     return _not_now(state, "cordon", f"{verb} by {cordon.by}: {cordon.why}")

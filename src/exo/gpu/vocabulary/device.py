@@ -108,6 +108,10 @@ class GPUDevice(WireValue, frozen=True):
     """Number of the NUMA node whose memory is nearest to it."""
     drives_display: bool | None = None
     """Whether a screen shows its pictures; work on it then makes the desktop slow."""
+    warn_celsius: float | None = None
+    """From where it slows itself down, as its driver or firmware states."""
+    critical_celsius: float | None = None
+    """From where it is slowed down by force or switches itself off, as its driver states."""
 
     def __post_init__(self) -> None:
         """Check every field and fill in what follows from the backend's name."""
@@ -121,7 +125,7 @@ class GPUDevice(WireValue, frozen=True):
             "max_threads_per_block",
         ):
             check_whole(field, getattr(self, field), optional=True)
-        for field in ("clock_rate_mhz", "bandwidth_gbps"):
+        for field in ("clock_rate_mhz", "bandwidth_gbps", "warn_celsius", "critical_celsius"):
             check_number(field, getattr(self, field), low=0, optional=True)
         check_whole("slots", self.slots, low=1)
         check_whole("numa_node", self.numa_node, optional=True)

@@ -18,6 +18,22 @@ class Health(StrEnum):
     SLEEPING = "sleeping"
 
 
+class ThrottleKind(StrEnum):
+    """Why a device holds its clock back, in words that all vendors share.
+
+    What is no trouble, such as being idle or keeping to clocks that somebody asked for, has none.
+    """
+
+    THERMAL = "thermal"
+    """It is too hot, or its voltage regulators are."""
+    POWER_BRAKE = "power_brake"
+    """The machine's power supply asked for it."""
+    HARDWARE = "hardware"
+    """A signal from outside the driver, which does not tell more."""
+    POWER_LIMIT = "power_limit"
+    """It works at the limit of its power or current: as meant, under full load."""
+
+
 class FaultAction(StrEnum):
     """What a fault that a driver reported asks for, as the vendor's own catalogue sorts them."""
 
@@ -40,6 +56,19 @@ class DeviceFault(WireValue, frozen=True, kw_only=True):
     at: float
 
 
+class HealthVerdict(WireValue, frozen=True, kw_only=True):
+    """What is known of a device's health: the worst that holds, and all reasons, the worst first.
+
+    ``since`` is when this health began, in Unix seconds; None where nothing was heard yet.
+    """
+
+    health: Health = Health.OK
+    reasons: tuple[str, ...] = ()
+    since: float | None = None
+    faults: tuple[DeviceFault, ...] = ()
+    """Those that its driver reported, and that nothing has cleared since."""
+
+
 class HealthEvent(WireValue, frozen=True, kw_only=True):
     """A change of a device's health, or of the reasons behind it; ``at`` is Unix seconds."""
 
@@ -48,6 +77,10 @@ class HealthEvent(WireValue, frozen=True, kw_only=True):
     after: Health
     reasons: tuple[str, ...] = ()
     at: float
+
+
+BY_HEALTH = "health"
+"""Who cordoned a device, where no person did."""
 
 
 class Cordon(WireValue, frozen=True, kw_only=True):
@@ -76,3 +109,8 @@ class Cordon(WireValue, frozen=True, kw_only=True):
             check_text(field, getattr(self, field))
         check_number("since", self.since)
         check_number("until", self.until, optional=True)
+
+    @property
+    def by_health(self) -> bool:
+        """True where no person set it: then a probe that passes lifts it."""
+        return self.by == BY_HEALTH

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.vocabulary.errors import InvalidValue
+from exo.gpu.vocabulary.health import ThrottleKind
 from exo.gpu.vocabulary.messages import WireValue
 from exo.gpu.vocabulary.units import check_number, check_text, check_whole
 
@@ -118,6 +119,8 @@ class GPUMetrics(WireValue, frozen=True):
     fan_percent: float | None = None
     throttle_reasons: tuple[str, ...] | None = None
     """Why the clock is held back, in the vendor's words; empty: it is not; None: not told."""
+    throttle_kinds: tuple[ThrottleKind, ...] | None = None
+    """The same in words that all vendors share; empty: nothing that matters; None: not known."""
     corrected_errors: int | None = None
     """ECC: a counter of corrected memory errors; a step back is a reset."""
     uncorrected_errors: int | None = None

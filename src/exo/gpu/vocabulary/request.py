@@ -33,6 +33,8 @@ class Request(WireValue, frozen=True, kw_only=True):
     """Only devices of this class."""
     all_devices: bool = False
     """Every class and runtime at once, software and host beside hardware."""
+    despite_cordon: bool = False
+    """Also a device that is cordoned: for a probe that is to find out whether it is well."""
     holder: str = ""
     """Who asks, for people to read."""
 
