@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from exo.gpu.vocabulary.errors import InvalidValue
 from exo.gpu.vocabulary.messages import WireValue
 from exo.gpu.vocabulary.units import check_number, check_text, check_whole
@@ -52,6 +56,24 @@ _TEMPERATURES = (
     "hotspot_temperature_celsius",
 )
 _COUNTERS = ("corrected_errors", "uncorrected_errors", "pcie_generation", "pcie_width")
+_SIZES = ("memory_used_bytes", "memory_total_bytes", "memory_reserved_bytes")
+
+
+class Bound(NamedTuple):
+    """What a reading can be: finite, ``low`` to ``high`` (both included), perhaps whole."""
+
+    low: float = 0.0
+    high: float = math.inf
+    whole: bool = False
+
+
+BOUNDS: Mapping[str, Bound] = {
+    **dict.fromkeys((*_SIZES, *_COUNTERS), Bound(whole=True)),
+    **dict.fromkeys(_AMOUNTS, Bound()),
+    **dict.fromkeys(_PERCENTAGES, Bound(high=100.0)),
+    **dict.fromkeys(_TEMPERATURES, Bound(low=ABSOLUTE_ZERO_CELSIUS)),
+}
+"""What :class:`GPUMetrics` takes for each of ``SERIES``; used memory is never above the total."""
 
 
 class GPUMetrics(WireValue, frozen=True):
