@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -132,7 +132,7 @@ class Columns:
 
         Those known already are heard of first, then the newcomers, in order.
         """
-        ids: Sequence[str | None] = device_ids
+        ids: Sequence[Any] = device_ids
         gone: list[str] = []
         try:
             rows = self._rows(ids)
@@ -153,8 +153,9 @@ class Columns:
             rows = self._rows(ids)
         return rows, gone
 
-    def _rows(self, ids: Sequence[str | None]) -> Rows:
-        return np.fromiter(map(self._roster.rows.get, ids, repeat(-1)), np.int64, len(ids))
+    def _rows(self, ids: Sequence[Any]) -> Rows:
+        find: Callable[[Any, int], int] = self._roster.rows.get
+        return np.fromiter(map(find, ids, repeat(-1)), np.int64, len(ids))
 
     def handles(self, rows: Rows) -> DeviceRows:
         """What a caller holds of these rows."""
@@ -219,7 +220,10 @@ class Columns:
         stale = sampled & (now - received_at > self._stale_after_seconds)
         counting = sampled if with_stale else sampled & ~stale
         groups = self._grouped()
-        names, numbers = ([_EVERYTHING], None) if by is None else groups.by(by, label)
+        names: list[str] = [_EVERYTHING]
+        numbers: Rows | None = None
+        if by is not None:
+            names, numbers = groups.by(by, label)
         shadows = groups.shadows(newest, counting)
         totals = Totals(newest, counting, shadows, numbers, len(names))
         found = zip(names, totals.aggregates(sampled, stale), strict=True)

@@ -74,7 +74,8 @@ class _Pools:
         total = newest[_TOTAL, self._rows]
         total = np.where(np.isnan(total), self._stated, total)
         told = ~np.isnan(newest[_USED, self._rows])
-        seen = np.stack([told, total, self._host, counting[self._rows], self._pool])
+        keys = (told, total, self._host, counting[self._rows], self._pool)
+        seen = np.stack([key.astype(np.float64) for key in keys])
         # Sizes hardly ever change, and sorting takes longer than all the rest of an aggregate.
         if self._seen is None or not np.array_equal(seen, self._seen):
             order = np.lexsort(seen)  # stable: of equals the last by id stays last

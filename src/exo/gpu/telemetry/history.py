@@ -96,33 +96,28 @@ class History:
             self._merge(few, which[mine] - first, samples, set_back[mine])
 
     def _merge(self, rows: Rows, which: Rows, block: Block, set_back: Rows) -> None:
-        depth = self._depth
-        order = np.argsort(which, kind="stable")
-        sizes = np.bincount(which, minlength=len(rows))
-        place = np.empty(len(which), np.int64)
-        place[order] = np.arange(len(which)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        slots = np.arange(depth)
-        rings = rows[:, None] * depth + (self._heads[rows][:, None] + slots) % depth
-        held = slots < self._counts[rows][:, None]
-        times, stretches = self._order_of(rings, held)
+        """The same for distinct ``rows``, of which ``which`` numbers each sample's."""
+        place, sizes = _places(which, len(rows))
         shape = (len(rows), int(sizes.max()))
+        slots = np.arange(self._depth)
+        rings = rows[:, None] * self._depth + (self._heads[rows][:, None] + slots) % self._depth
+        times, stretches = self._order_of(rings, slots < self._counts[rows][:, None])
         times = np.hstack([times, _spread(block[TIMESTAMP], which, place, shape)])
-        late = np.full(shape, _AFTER_ALL)
-        late[which, place] = set_back
-        ranks = np.lexsort((times, np.hstack([stretches, late])), axis=-1)
+        new = np.full(shape, _AFTER_ALL)
+        new[which, place] = set_back
+        ranks = np.lexsort((times, np.hstack([stretches, new])), axis=-1)
         totals = self._counts[rows] + sizes
-        after = np.minimum(totals, depth)
+        after = np.minimum(totals, self._depth)
         picked = np.minimum((totals - after)[:, None] + slots, ranks.shape[1] - 1)
         picked = np.take_along_axis(ranks, picked, axis=1)
         written = slots < after[:, None]
-        places = (rows[:, None] * depth + slots)[written]
-        values = {}
+        values: dict[str, Floats] = {}
         for name in {**self._columns, **block}:
             old = self._columns[name].take(rings) if name in self._columns else _unknown(rings)
-            new = _spread(block[name], which, place, shape) if name in block else _unknown(late)
-            both = np.hstack([old, new])
+            came = _spread(block.get(name), which, place, shape)
+            both = np.hstack([old, came])
             values[name] = np.take_along_axis(both, picked, axis=1)[written]
-        self._write(places, values)
+        self._write((rows[:, None] * self._depth + slots)[written], values)
         self._heads[rows] = 0
         self._counts[rows] = after
 
@@ -137,7 +132,8 @@ class History:
 
     def read(self, row: int) -> dict[str, Floats]:
         """All samples of a row, oldest first, as columns."""
-        slots = (self._heads[row] + np.arange(self._counts[row])) % self._depth
+        head, count = int(self._heads[row]), int(self._counts[row])
+        slots: Rows = (head + np.arange(count)) % self._depth
         places = row * self._depth + slots
         return {name: column.take(places) for name, column in self._columns.items()}
 
@@ -180,12 +176,22 @@ class History:
                 column.put(places, values, self._held)
 
 
-def _spread(values: Floats, which: Rows, place: Rows, shape: tuple[int, int]) -> Floats:
+def _places(which: Rows, row_count: int) -> tuple[Rows, Rows]:
+    """How many samples of the same row stand before each, and how many each row has."""
+    order = np.argsort(which, kind="stable")
+    sizes = np.bincount(which, minlength=row_count)
+    place = np.empty(len(which), np.int64)
+    place[order] = np.arange(len(which)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return place, sizes
+
+
+def _spread(values: Floats | None, which: Rows, place: Rows, shape: tuple[int, int]) -> Floats:
     """A line for each row, from samples that know theirs and their place in it."""
     lines = np.full(shape, np.nan)
-    lines[which, place] = values
+    if values is not None:
+        lines[which, place] = values
     return lines
 
 
-def _unknown(like: NDArray[np.int64]) -> Floats:
+def _unknown(like: Rows) -> Floats:
     return np.full(like.shape, np.nan)

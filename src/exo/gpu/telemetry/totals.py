@@ -52,7 +52,7 @@ class Totals:
     def _aggregates(self, sampled: Mask, stale: Mask) -> list[Aggregate]:
         lines = self._newest[: len(READINGS)]
         reporting = self._counts(lines)
-        free = self._newest[_TOTAL] - self._newest[_USED]
+        free: Floats = self._newest[_TOTAL] - self._newest[_USED]
         reserved = self._newest[_RESERVED]
         held_back = ~np.isnan(reserved)
         if held_back.any():
@@ -98,7 +98,9 @@ class Totals:
             return sums[:, None]
         count = self._group_count
         filled = np.where(np.isnan(known), 0.0, known)
-        return np.stack([np.bincount(self._group, line, count) for line in filled])
+        return np.stack(
+            [np.bincount(self._group, line, count).astype(np.float64) for line in filled]
+        )
 
     def _maxima(self, line: Floats) -> Floats:
         known = line if self._all else np.where(self._counting, line, np.nan)
