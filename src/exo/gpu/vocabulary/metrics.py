@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exo.gpu.vocabulary.errors import InvalidValue
 from exo.gpu.vocabulary.health import ThrottleKind
@@ -76,6 +78,23 @@ _WHOLE = (
     "pcie_width",
     "performance_state",
 )
+
+
+class Bound(NamedTuple):
+    """What a reading can be: finite, ``low`` to ``high`` (both included), perhaps whole."""
+
+    low: float = 0.0
+    high: float = math.inf
+    whole: bool = False
+
+
+BOUNDS: Mapping[str, Bound] = {
+    **dict.fromkeys(_WHOLE, Bound(whole=True)),
+    **dict.fromkeys(_AMOUNTS, Bound()),
+    **dict.fromkeys(_PERCENTAGES, Bound(high=100.0)),
+    **dict.fromkeys(_TEMPERATURES, Bound(low=ABSOLUTE_ZERO_CELSIUS)),
+}
+"""What :class:`GPUMetrics` takes for each of ``SERIES``; used memory is never above the total."""
 
 
 class GPUMetrics(WireValue, frozen=True):
