@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import msgspec
 
+from exo.gpu.backend import DeviceProcess
 from exo.gpu.backends.host_buffers import HostBufferBackend
 from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.errors import BackendError, BackendUnavailable, InvalidValue, UnknownName
@@ -27,8 +28,9 @@ class FakeBackend(HostBufferBackend):
     """Devices from a script: a mapping, or the path of a JSON file, read anew at every call.
 
     The form is ``{"devices": [{...fields of GPUDevice..., "sample": {...readings...}}]}``.
-    A device may also have ``fail`` (a reason: reading it fails) and ``delay_seconds`` (reading
-    it takes so long); the script itself may have both, for finding.
+    A device may also have ``processes`` (``[{"pid": ..., "memory_bytes": ...}]``), ``fail`` (a
+    reason: reading it fails) and ``delay_seconds`` (reading it takes so long); the script itself
+    may have the last two, for finding.
 
     Raises:
         InvalidValue: for a script that is no such object, or has a name that it must not have.
@@ -59,19 +61,18 @@ class FakeBackend(HostBufferBackend):
 
     def read(self, device_id: str) -> GPUMetrics:
         """The scripted sample, stamped with the present time."""
-        self.require(device_id)
-        for entry in self._read_script()["devices"]:
-            if entry.get("device_id") == device_id:
-                break
-        else:
-            raise BackendError(f"{device_id} is no longer in the script")
-        _pause(entry)
-        if entry.get("fail"):
-            raise BackendError(f"{device_id}: {entry['fail']}")
+        entry = self._entry(device_id)
         sample: dict[str, Any] = {"timestamp": time.time(), **entry.get("sample", {})}
         reasons = {name: "not in the script" for name in READINGS if sample.get(name) is None}
         sample["missing_reasons"] = reasons | sample.get("missing_reasons", {})
         return GPUMetrics.from_dict({**sample, "device_id": device_id})
+
+    def processes(self, device_id: str) -> list[DeviceProcess]:
+        """The scripted processes."""
+        listed = self._entry(device_id).get("processes")
+        if listed is None:
+            raise BackendError("its script lists no processes")
+        return [DeviceProcess.from_dict(one) for one in listed]
 
     def pinning(
         self, devices: Sequence[GPUDevice], inherited: Mapping[str, str]
@@ -88,6 +89,24 @@ class FakeBackend(HostBufferBackend):
         """An empty list hides every scripted device."""
         return {VISIBLE_VARIABLE: ""}
 
+    def _entry(self, device_id: str) -> dict[str, Any]:
+        """The present script of one device, after its delay.
+
+        Raises:
+            BackendError: where the script says that it fails, or has it no longer.
+
+        """
+        self.require(device_id)
+        for entry in self._read_script()["devices"]:
+            if entry.get("device_id") == device_id:
+                break
+        else:
+            raise BackendError(f"{device_id} is no longer in the script")
+        _pause(entry)
+        if entry.get("fail"):
+            raise BackendError(f"{device_id}: {entry['fail']}")
+        return entry
+
     def _room(self, device: GPUDevice) -> tuple[int | None, int | None]:
         return device.memory_bytes, None
 
@@ -103,7 +122,7 @@ class FakeBackend(HostBufferBackend):
         if not isinstance(checked.get("devices"), list):
             raise InvalidValue("devices", checked.get("devices"), "a list")
         for entry in checked["devices"]:
-            known = (*_DEVICE_NAMES, "sample", "fail", "delay_seconds")
+            known = (*_DEVICE_NAMES, "sample", "processes", "fail", "delay_seconds")
             _checked("sample", _checked("device", entry, known).get("sample", {}), _SAMPLE_NAMES)
         return checked
 

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
+    from exo.gpu.nodes.local import LocalNode
     from exo.gpu.vocabulary.decision import Refusal
     from exo.gpu.vocabulary.request import Request
+    from exo.gpu.vocabulary.snapshot import Snapshot
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
@@ -143,6 +145,18 @@ def left_out_line(left_out: Iterable[Refusal]) -> str:
     parts = (f"{', '.join(ids)} (of another {rule})" for rule, ids in by_rule.items())
     text = ", ".join(parts)
     return f"left out: {text}; --all-devices or --device takes them" if text else ""
+
+
+def snapshot_of(node: LocalNode) -> Snapshot:
+    """All devices now, without leases where the store cannot be used; that is then said."""
+    from exo.gpu.cli.main import complain
+    from exo.gpu.vocabulary.errors import StoreError
+
+    try:
+        return node.snapshot()
+    except StoreError as error:
+        complain(f"leases are not shown: {error}")
+        return node.snapshot(leases=False)
 
 
 def print_json(value: Any) -> None:

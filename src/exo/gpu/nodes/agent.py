@@ -14,6 +14,7 @@ from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
 from exo.gpu.execution.lease_store import HeldLease, LeaseStore
 from exo.gpu.execution.pinning import LEASES_VARIABLE, apply_changes, pinning_changes
 from exo.gpu.execution.state_directory import StorePlace, choose_place
+from exo.gpu.nodes.process_lists import ProcessLists
 from exo.gpu.nodes.transport import Grant
 from exo.gpu.scheduling.ledger import used_before
 from exo.gpu.telemetry.collector import TelemetryCollector
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.decision import Decision
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
+    from exo.gpu.vocabulary.process import ProcessList
     from exo.gpu.vocabulary.request import Request
 
 logger = logging.getLogger("exo.gpu.nodes.agent")
@@ -59,6 +61,7 @@ class NodeAgent:
         self._sampler = DeviceSampler()
         self._collector = TelemetryCollector(max_history=1)
         self._failures: dict[str, str] = {}
+        self._process_lists = ProcessLists()
         self._probes = ProbeCache(cache_path(self._environ))
         self._configuration = load_configuration(self._environ)
         self._leases: dict[str, HeldLease] = {}
@@ -111,6 +114,11 @@ class NodeAgent:
         """All devices now: samples, health and, unless unwanted, live leases."""
         self._sample()
         return self._assemble(self._open_store().live() if leases else ())
+
+    def processes(self) -> tuple[ProcessList, ...]:
+        """Who works on each device, or why that is not known; dearer than a snapshot."""
+        ids = [device.device_id for device in self.inventory().devices]
+        return self._process_lists.ask({name: self._service.backend_of(name) for name in ids})
 
     def acquire(self, request: Request) -> Grant:
         """Decide and take the leases as one step, while no other process can."""

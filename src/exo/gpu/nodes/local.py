@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from exo.gpu.execution.state_directory import StorePlace
     from exo.gpu.nodes.transport import Grant
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
+    from exo.gpu.vocabulary.process import ProcessList
     from exo.gpu.vocabulary.request import Request
     from exo.gpu.vocabulary.snapshot import Snapshot
 
@@ -61,6 +62,10 @@ class LocalNode:
     def snapshot(self, *, leases: bool = True) -> Snapshot:
         """All devices now: fresh samples, health and, unless unwanted, live leases."""
         return self._agent.snapshot(leases=leases)
+
+    def processes(self) -> tuple[ProcessList, ...]:
+        """Who works on each device, or why that is not known; bounded by a deadline."""
+        return self._agent.processes()
 
     def acquire(self, request: Request) -> Grant:
         """Decide and take the leases as one step."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from exo.gpu.discovery import DiscoveryReport
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
+    from exo.gpu.vocabulary.process import ProcessList
     from exo.gpu.vocabulary.request import Request
     from exo.gpu.vocabulary.snapshot import Snapshot
 
@@ -32,6 +33,10 @@ class Node(Protocol):
 
     def snapshot(self, *, leases: bool = True) -> Snapshot:
         """All devices now: fresh samples, health and, unless unwanted, live leases."""
+        ...
+
+    def processes(self) -> tuple[ProcessList, ...]:
+        """Who works on each device, or why that is not known; bounded by a deadline."""
         ...
 
     def acquire(self, request: Request) -> Grant:

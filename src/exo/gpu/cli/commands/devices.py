@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from exo.gpu.cli.context import print_json
+from exo.gpu.cli.context import print_json, snapshot_of
 from exo.gpu.cli.main import complain
 from exo.gpu.telemetry.probe_cache import PairCache, pairs_path
-from exo.gpu.vocabulary.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from exo.gpu.discovery import DiscoveryReport
-    from exo.gpu.nodes.local import LocalNode
     from exo.gpu.vocabulary.links import Link
     from exo.gpu.vocabulary.snapshot import DeviceState
 
@@ -50,7 +48,7 @@ def command(as_json: bool, refresh: bool, forget: str | None) -> None:
         if forget is not None:
             complain(f"forgotten: {', '.join(node.forget(forget))}")
             report = node.inventory()
-        states = _states(node)
+        states = snapshot_of(node).devices
         failures = node.sample_failures
     support = {finding.backend: shown(finding.backend) for finding in report.findings}
     if as_json:
@@ -76,15 +74,6 @@ def command(as_json: bool, refresh: bool, forget: str | None) -> None:
     absent = _absent(report) if states else []
     if absent:
         click.echo(f"Not here: {', '.join(absent)} (exo-gpu doctor says why).")
-
-
-def _states(node: LocalNode) -> tuple[DeviceState, ...]:
-    """The devices with their leases, or without where the store cannot be used."""
-    try:
-        return node.snapshot().devices
-    except StoreError as error:
-        complain(f"leases are not shown: {error}")
-        return node.snapshot(leases=False).devices
 
 
 def _fields(

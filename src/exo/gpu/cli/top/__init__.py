@@ -1,0 +1,1 @@
+"""The live table of ``exo-gpu top``; only ``app`` and the panes load Textual."""
