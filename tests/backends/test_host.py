@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -79,6 +80,56 @@ def test_limits_of_the_first_version(tmp_path: Path) -> None:
     group(tmp_path, "cpu", **{"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"})
     assert host.memory(tmp_path) == host.HostMemory(50 * MIB, 10 * MIB)
     assert host.usable_cores(tmp_path) == 1
+
+
+def test_memory_is_what_the_kernel_calls_available(tmp_path: Path) -> None:
+    """Rule: on Linux total and available come from meminfo, whose kB are KiB."""
+    write(tmp_path, **{"proc/meminfo": "MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable: 600 kB\n"})
+    assert host.memory(tmp_path) == host.HostMemory(1000 * 1024, 400 * 1024)
+
+
+@pytest.mark.parametrize("text", ["", "MemTotal: 5 kB\n", "MemTotal: x\nMemAvailable: y\n"])
+def test_a_kernel_without_available_memory_is_asked_otherwise(tmp_path: Path, text: str) -> None:
+    """Rule: kernels before 3.14, and half a file, leave the figure to psutil."""
+    write(tmp_path, **{"proc/meminfo": text})
+    assert host.memory(tmp_path).total_bytes == psutil.virtual_memory().total
+
+
+def test_the_clock_is_the_mean_of_all_cores(tmp_path: Path) -> None:
+    """Rule: the governor's kHz come first, then cpuinfo's MHz; what is no number does not count."""
+    write(tmp_path, **{"proc/cpuinfo": "cpu MHz : 1000.5\ncpu MHz : odd\n\ncpu MHz : 2000.5\n"})
+    assert host.clock_mhz(tmp_path) == pytest.approx(1500.5)
+    for number, kilohertz in enumerate(("3000000", "1000000", "<unknown>")):
+        policy = f"sys/devices/system/cpu/cpufreq/policy{number}/scaling_cur_freq"
+        write(tmp_path, **{policy: f"{kilohertz}\n"})
+    assert host.clock_mhz(tmp_path) == 2000
+
+
+def test_a_machine_without_proc_is_asked_for_its_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: elsewhere psutil tells; no answer, or one of 0 MHz, is unknown."""
+    for answer, clock in ((None, None), (0.0, None), (2400.0, 2400.0)):
+        told = None if answer is None else SimpleNamespace(current=answer)
+        monkeypatch.setattr(psutil, "cpu_freq", lambda told=told: told, raising=False)
+        assert host.clock_mhz(tmp_path) == clock
+    monkeypatch.delattr(psutil, "cpu_freq")
+    assert host.clock_mhz(tmp_path) is None
+
+
+def test_the_sensor_of_the_package_is_preferred(tmp_path: Path) -> None:
+    """Rule: the processor's own sensor counts, its hottest value; other chips do not."""
+    assert host.temperature_celsius(tmp_path) is None
+    zone = "sys/class/thermal/thermal_zone0"
+    write(tmp_path, **{f"{zone}/type": "acpitz\n", f"{zone}/temp": "42000\n"})
+    assert host.temperature_celsius(tmp_path) == 42
+    sensors = {"nvme": ("90000",), "k10temp": ("61000", "63500", "no number", "0")}
+    for place, (name, values) in enumerate(sensors.items()):
+        folder = f"sys/class/hwmon/hwmon{place}"
+        write(tmp_path, **{f"{folder}/name": f"{name}\n"})
+        for number, value in enumerate(values, start=1):
+            write(tmp_path, **{f"{folder}/temp{number}_input": f"{value}\n"})
+    assert host.temperature_celsius(tmp_path) == 63.5
 
 
 @pytest.mark.parametrize(

@@ -122,3 +122,14 @@ def test_without_a_drm_driver_the_firmwares_choice_counts(bus: Bus) -> None:
     assert pci.drives_display(console.pci_address, bus.root) is True
     assert pci.drives_display(other.pci_address, bus.root) is None
     assert pci.drives_display("0000:77:00.0", bus.root) is None
+
+
+def test_ids_are_numbers_or_unknown(tmp_path: Path) -> None:
+    """Rule: vendor and kind are read as hexadecimal; half of them, or no such place, is None."""
+    bus = Bus(tmp_path)
+    card = bus.add("pci0000:00", "0000:03:00.0", vendor="0x1002", device="0x744c")
+    half = bus.add("pci0000:00", "0000:04:00.0", vendor="0x1002")
+    assert pci.ids(card.pci_address, tmp_path) == (0x1002, 0x744C)
+    assert pci.ids(half.pci_address, tmp_path) is None
+    assert pci.ids("0000:05:00.0", tmp_path) is None
+    assert pci.ids(None, tmp_path) is None

@@ -56,6 +56,30 @@ FILLED = {
         (280, "H", 875),
     ],
     (1, 5): [(56 + 32, "Q", 5 * 2**16), (280 + 32, "H", 2100), (320 + 32, "H", 1300)],
+    (1, 6): [
+        (4, "H", 66),
+        (6, "H", 77),
+        (10, "H", 180),
+        (12, "H", 42),
+        (14, "H", 12),
+        (16, "Q", 3 * 2**16),
+        (36, "I", 9),  # prochot_residency_acc, which is no bit mask
+        (60, "H", 16),
+        (62, "H", 320),
+        (266, "H", 1800),  # current_gfxclk of the second of eight dies
+        (304, "H", 875),
+    ],
+    (1, 7): [
+        (10, "H", 180),
+        (16, "Q", 5300),  # mem_max_bandwidth
+        (24, "Q", 3 * 2**16),
+        (68, "H", 16),
+        (70, "H", 640),
+        (264, "H", 1),  # xgmi_link_status
+        (298, "H", 1800),
+        (336, "H", 875),
+    ],
+    (1, 8): [(24, "Q", 5 * 2**16), (296, "H", 2100), (336, "H", 1300)],
     (2, 4): [
         (4, "H", 5530),  # temperature_gfx in hundredths
         (28, "H", 4250),  # average_gfx_activity in hundredths
@@ -135,6 +159,33 @@ def test_what_is_not_given_is_absent(version: tuple[int, int]) -> None:
             },
         ),
         ((1, 5), {"energy_joules": 5, "clock_rate_mhz": 2100, "memory_clock_mhz": 1300}),
+        (
+            (1, 6),
+            {
+                "hotspot_temperature_celsius": 66,
+                "memory_temperature_celsius": 77,
+                "compute_utilization_percent": 42,
+                "memory_utilization_percent": 12,
+                "power_watts": 180,
+                "energy_joules": 3,
+                "clock_rate_mhz": 1800,
+                "memory_clock_mhz": 875,
+                "pcie_generation": 5,
+                "pcie_width": 16,
+            },
+        ),
+        (
+            (1, 7),
+            {
+                "power_watts": 180,
+                "energy_joules": 3,
+                "clock_rate_mhz": 1800,
+                "memory_clock_mhz": 875,
+                "pcie_generation": 6,
+                "pcie_width": 16,
+            },
+        ),
+        ((1, 8), {"energy_joules": 5, "clock_rate_mhz": 2100, "memory_clock_mhz": 1300}),
         (
             (2, 4),
             {

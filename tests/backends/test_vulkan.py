@@ -553,6 +553,32 @@ def test_a_pinned_process_opens_its_device_without_a_listing(both: VulkanGPUBack
         fresh.speed(msgspec.structs.replace(llvmpipe, driver_index=1 - place))
 
 
+def test_a_card_of_another_backend_is_known_by_its_ids(
+    both: VulkanGPUBackend, tmp_path: Path
+) -> None:
+    """Rule: AMD's name of a card is not Vulkan's, so its ids on the bus say which adapter it is."""
+    llvmpipe = by_name(both, "llvmpipe")
+    place = next(index for index in (0, 1) if WebGPUDevice(index).name == llvmpipe.name)
+    folder = tmp_path / "bus/pci/devices/0000:03:00.0"
+    folder.mkdir(parents=True)
+    vendor, kind = WebGPUDevice(place).ids
+    (folder / "vendor").write_text(f"{vendor:#06x}\n")
+    (folder / "device").write_text(f"{kind:#06x}\n")
+    fresh = VulkanGPUBackend(sysfs=tmp_path)
+    amd = msgspec.structs.replace(
+        llvmpipe,
+        device_id="rocm:0",
+        backend="rocm",
+        name="Radeon",
+        pci_address="0000:03:00.0",
+        driver_index=place,
+    )
+    fresh.speed(amd).close()
+    for wrong in ({"driver_index": 1 - place}, {"pci_address": None}):
+        with pytest.raises(BackendError, match="Radeon is not surely"):
+            fresh.speed(msgspec.structs.replace(amd, **wrong))
+
+
 def test_a_compiler_does_not_drop_the_work(both: VulkanGPUBackend) -> None:
     """Rule: sixteen times the multiply-adds take longer, so they are done."""
     speed = both.speed(by_name(both, "llvmpipe"))

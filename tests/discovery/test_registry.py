@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import pytest
 
 from exo.gpu import registry as registry_room
@@ -285,13 +286,15 @@ def test_damage_that_cannot_be_set_aside_is_said(
 def test_the_registry_is_the_users_and_the_machines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rule: a named path is used; else one in the user's state folder, by the machine's name."""
+    """Rule: a named path is used; else platformdirs' state folder, by the machine's name."""
     named = tmp_path / "named.json"
     assert open_default({"EXO_GPU_REGISTRY": str(named)}).path == named
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    usual = open_default({}).path
+    usual = open_default({"XDG_STATE_HOME": str(tmp_path)}).path
     assert usual.parent == tmp_path / "exo-gpu"
     assert usual.name.startswith("devices-")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    for empty in ({}, {"XDG_STATE_HOME": " "}):
+        assert open_default(empty).path.parent == platformdirs.user_state_path("exo-gpu")
 
 
 def test_scripted_devices_are_kept_nowhere(

@@ -94,6 +94,17 @@ def test_links_go_by_label_and_by_the_merged_device(sysfs: Path, tmp_path: Path)
     assert (peers.source, peers.target) == ("cuda:0", "cuda:1")
 
 
+def test_links_are_not_asked_for_by_those_who_do_not_want_them(sysfs: Path, tmp_path: Path) -> None:
+    """Rule: without links no driver and no bus is asked how devices are joined."""
+    asked: list[str] = []
+    joined = Joined(lambda: asked.append("links") or [])
+    service = GPUDiscoveryService(backends={"cuda": joined}, sysfs=sysfs)
+    report = service.discover(links=False)
+    assert (len(report.devices), report.links, asked) == (2, (), [])
+    assert service.discover().links
+    assert asked == ["links"]
+
+
 def test_a_driver_that_breaks_over_links_costs_only_them(
     sysfs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

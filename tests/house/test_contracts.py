@@ -26,6 +26,7 @@ FAULTS = {
     "pure": ("scheduling/ledger.py", "import random"),
     "door-ray": ("coordination/manager.py", "import ray"),
     "door-nvml": ("backends/rocm.py", "import pynvml"),
+    "door-cuda": ("backends/cuda_buffers.py", "from cuda.bindings import runtime"),
     "door-wgpu": ("backends/vulkan.py", "import wgpu"),
     "door-sqlite": ("execution/lease_store.py", "import sqlite3"),
     "door-web": ("cli/main.py", "import litestar"),

@@ -86,21 +86,28 @@ class GPUDiscoveryService:
         return self._backends
 
     def discover(
-        self, *, refresh: bool = False, deadline_seconds: float | None = None
+        self,
+        *,
+        refresh: bool = False,
+        links: bool = True,
+        deadline_seconds: float | None = None,
     ) -> DiscoveryReport:
         """Find every device; blocks at most for the deadline and never raises for a driver.
 
-        With ``refresh`` slow drivers are asked too where their last answer would do.
-        ``deadline_seconds`` is this search's own, in place of the service's.
+        With ``refresh`` slow drivers are asked too where their last answer would do; without
+        ``links`` none is asked how its devices are joined. ``deadline_seconds`` is this search's
+        own, in place of the service's.
         """
         ends = time.monotonic() + (deadline_seconds or self._deadline_seconds)
         backends = self._own_backends
         self._recall(refresh=refresh)
         for name, backend in backends.items():
-            self._ask(name, backend)
+            self._ask(name, backend, links=links)
         findings = tuple(self._asked[name].wait(ends) for name in backends)
         ends = min(ends, time.monotonic() + LINK_SECONDS)
-        told = {name: list(self._asked[name].links(ends)) for name in backends}
+        told: dict[str, list[Link]] | None = None
+        if links:
+            told = {name: list(self._asked[name].links(ends)) for name in backends}
         self._report = self._keep(self._placed(findings), told)
         return self._report
 
@@ -186,7 +193,7 @@ class GPUDiscoveryService:
                 return self.backends[finding.backend]
         return None
 
-    def _ask(self, name: str, backend: GPUBackend) -> None:
+    def _ask(self, name: str, backend: GPUBackend, *, links: bool) -> None:
         """Ask a backend anew, unless it still owes an answer; at most one thread of it hangs."""
         old = self._asked.get(name)
         if old is not None and old.finding is None:
@@ -194,7 +201,8 @@ class GPUDiscoveryService:
         if old is not None and not old.ended:
             self._stuck[name] = old
         stuck = self._stuck.get(name)
-        self._asked[name] = Question(name, backend, links=stuck is None or stuck.ended)
+        free = stuck is None or stuck.ended
+        self._asked[name] = Question(name, backend, links=links and free)
 
     def _recall(self, *, refresh: bool) -> None:
         """Hand the backends what their drivers said before."""
@@ -216,7 +224,7 @@ class GPUDiscoveryService:
         return without_hidden(known)
 
     def _keep(
-        self, findings: tuple[Finding, ...], told: Mapping[str, list[Link]]
+        self, findings: tuple[Finding, ...], told: Mapping[str, list[Link]] | None
     ) -> DiscoveryReport:
         """The report under labels that stay, and the registry brought up to date."""
         if self.registry is None:
@@ -241,9 +249,11 @@ class GPUDiscoveryService:
         self,
         report: DiscoveryReport,
         labels: Mapping[str, Mapping[str, str]],
-        told: Mapping[str, list[Link]],
+        told: Mapping[str, list[Link]] | None,
     ) -> DiscoveryReport:
-        """The report with how its devices are joined, as far as their drivers told."""
+        """The report with how its devices are joined, where that was asked and as far as told."""
+        if told is None:
+            return report
         links = [renamed(link, labels.get(name, {})) for name, own in told.items() for link in own]
         return msgspec.structs.replace(report, links=joined(report.devices, links, self._sysfs))
 

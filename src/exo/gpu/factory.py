@@ -74,7 +74,9 @@ class GPUBackendFactory:
 
             return {"fake": FakeBackend(script, environ=environ)}
         here = [name for name in _HOMES if _ONLY_ON.get(name, sys.platform) == sys.platform]
-        return {name: cls.make(name, environ=environ) for name in here}
+        # The CPU first: the window over which its load is measured begins when it is made.
+        made = {name: cls.make(name, environ=environ) for name in reversed(here)}
+        return {name: made[name] for name in here}
 
     @classmethod
     async def create_backend(cls, name: str | None = None) -> GPUBackend:

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import re
+import sys
 import threading
 import time
 from pathlib import Path
@@ -171,11 +172,19 @@ def open_default(environ: Mapping[str, str]) -> DeviceRegistry:
     named = environ.get(PATH_VARIABLE)
     if named:
         return DeviceRegistry(Path(named))
-    import platformdirs
-
     # A home may be shared by machines, whose devices differ.
     name = f"devices-{platform.node() or 'machine'}.json"
-    return DeviceRegistry(platformdirs.user_state_path("exo-gpu") / name, chosen=False)
+    return DeviceRegistry(_state_folder(environ) / name, chosen=False)
+
+
+def _state_folder(environ: Mapping[str, str]) -> Path:
+    """Where a user's programs keep what they may lose."""
+    if sys.platform == "linux":  # as platformdirs has it, without the time to load it
+        base = environ.get("XDG_STATE_HOME", "")
+        return (Path(base) if base.strip() else Path("~/.local/state").expanduser()) / "exo-gpu"
+    import platformdirs
+
+    return platformdirs.user_state_path("exo-gpu")
 
 
 class Labelled(msgspec.Struct, frozen=True):

@@ -61,9 +61,12 @@ class BufferTable(Generic[Buffer]):
         try:
             buffer = make()  # may block: other devices' memory must not wait for it
         except BaseException:
-            del self._held[handle.handle_id]
+            with self._lock:
+                self._held.pop(handle.handle_id, None)
             raise
-        self._live[handle.handle_id] = (handle, buffer)
+        with self._lock:
+            self._held[handle.handle_id] = (pool, size_bytes)  # again: all may be cleared by now
+            self._live[handle.handle_id] = (handle, buffer)
         return handle
 
     def get(self, handle: MemoryHandle, offset_bytes: int, size_bytes: int) -> Buffer:
@@ -107,11 +110,6 @@ class BufferTable(Generic[Buffer]):
             self._live.clear()
             self._held.clear()
         return buffers
-
-    def held_bytes(self, pool: str) -> int:
-        """Bytes of all live pieces out of a pool."""
-        with self._lock:
-            return sum(size for name, size in self._held.values() if name == pool)
 
 
 def _unknown(handle: MemoryHandle) -> InvalidHandle:

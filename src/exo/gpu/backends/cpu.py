@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import platform
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exo.gpu.backends import host
-from exo.gpu.backends.cpu_speed import NumPySpeed
 from exo.gpu.backends.host_buffers import HostBufferBackend
+from exo.gpu.backends.host_load import HostLoad
 from exo.gpu.backends.support import support_level
 from exo.gpu.vocabulary.device import HOST_POOL, DeviceClass, GPUDevice
 from exo.gpu.vocabulary.metrics import GPUMetrics
@@ -18,14 +17,9 @@ from exo.gpu.vocabulary.metrics import GPUMetrics
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# Load is a share of a time window: shorter ones are noise (the kernel counts in 10 ms ticks),
-# longer ones say nothing of the present.
-_SHORTEST_WINDOW_SECONDS = 0.05
-_LONGEST_WINDOW_SECONDS = 5.0
+    from exo.gpu.backends.cpu_speed import NumPySpeed
 
 _VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD", "Apple": "Apple"}
-# Names that kernels give to the sensor of the CPU package, by preference.
-_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "acpitz")
 
 
 class CPUBackend(HostBufferBackend):
@@ -36,15 +30,10 @@ class CPUBackend(HostBufferBackend):
     def __init__(self, *, root: Path = Path("/")) -> None:
         super().__init__()
         self._root = root
-        self._lock = threading.Lock()
-        self._counted: tuple[float, float, float] | None = None
-        self._load: float | None = None
+        self._load = HostLoad(root)
 
     def find(self) -> list[GPUDevice]:
         """One device with as many slots as this process may use cores (``nproc``)."""
-        with self._lock:
-            if self._counted is None:
-                self._counted = _count()  # the first reading's window begins here
         memory = host.memory(self._root)
         facts = self._cpuinfo()
         vendor = facts.get("vendor_id", "")
@@ -68,26 +57,24 @@ class CPUBackend(HostBufferBackend):
         return [device]
 
     def read(self, device_id: str) -> GPUMetrics:
-        """The machine's load, memory, clock and temperature; waits 50 ms where load needs it."""
-        import psutil
-
+        """The machine's load, memory, clock and temperature; waits where load needs a window."""
         self.require(device_id)
         memory = host.memory(self._root)
-        temperature = _temperature_celsius()
-        clock = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+        temperature = host.temperature_celsius(self._root)
+        clock = host.clock_mhz(self._root)
         missing = {"power_watts": "the operating system gives no power reading for a CPU"}
         if temperature is None:
             missing["temperature_celsius"] = "this platform shows no CPU temperature sensor"
-        if clock is None or not clock.current:
+        if clock is None:
             missing["clock_rate_mhz"] = "this platform does not tell the CPU's clock"
         return GPUMetrics(
             device_id=device_id,
             timestamp=time.time(),
             memory_used_bytes=memory.used_bytes,
             memory_total_bytes=memory.total_bytes,
-            compute_utilization_percent=self._load_percent(),
+            compute_utilization_percent=self._load.percent(),
             temperature_celsius=temperature,
-            clock_rate_mhz=(clock.current or None) if clock is not None else None,
+            clock_rate_mhz=clock,
             missing_reasons=missing,
         )
 
@@ -105,6 +92,8 @@ class CPUBackend(HostBufferBackend):
 
     def speed(self, device: GPUDevice) -> NumPySpeed:  # noqa: ARG002 - the one there is
         """What can be timed here; for the process that measures."""
+        from exo.gpu.backends.cpu_speed import NumPySpeed
+
         free = host.memory(self._root).free_bytes
         return NumPySpeed(free_bytes=free, cores=host.usable_cores(self._root))
 
@@ -120,46 +109,3 @@ class CPUBackend(HostBufferBackend):
         first = text.split("\n\n", 1)[0]
         pairs = (line.partition(":") for line in first.splitlines())
         return {name.strip(): value.strip() for name, _, value in pairs}
-
-    def _load_percent(self) -> float:
-        """Busy share of all cores since the last call, or over at least 50 ms."""
-        with self._lock:
-            now = _count()
-            last = self._counted
-            if last is None or now[0] - last[0] > _LONGEST_WINDOW_SECONDS:
-                time.sleep(_SHORTEST_WINDOW_SECONDS)
-                last, now = now, _count()
-            elif now[0] - last[0] < _SHORTEST_WINDOW_SECONDS and self._load is not None:
-                return self._load
-            elif now[0] - last[0] < _SHORTEST_WINDOW_SECONDS:
-                time.sleep(last[0] + _SHORTEST_WINDOW_SECONDS - now[0])
-                now = _count()
-            all_seconds = now[2] - last[2]
-            busy = (now[1] - last[1]) / all_seconds if all_seconds > 0 else 0.0
-            self._counted = now
-            self._load = min(100.0, max(0.0, 100.0 * busy))
-            return self._load
-
-
-def _count() -> tuple[float, float, float]:
-    """Monotonic seconds, busy CPU seconds and all CPU seconds."""
-    import psutil
-
-    times = psutil.cpu_times()
-    everything = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-    idle = times.idle + getattr(times, "iowait", 0.0)
-    return time.monotonic(), everything - idle, everything
-
-
-def _temperature_celsius() -> float | None:
-    import psutil
-
-    try:
-        sensors = psutil.sensors_temperatures()
-    except AttributeError:  # macOS and Windows have none in psutil
-        return None
-    for name in _SENSORS:
-        readings = [entry.current for entry in sensors.get(name, ()) if entry.current]
-        if readings:
-            return max(readings)
-    return None

@@ -9,11 +9,11 @@ from exo.gpu.backend import GPUBackend, MemoryHandle, on_daemon_thread
 from exo.gpu.backends import host
 from exo.gpu.backends.buffers import BufferTable
 from exo.gpu.backends.cuda_memory import CudaMemory
-from exo.gpu.backends.cuda_speed import CudaSpeed
 from exo.gpu.vocabulary.device import HOST_POOL
 from exo.gpu.vocabulary.errors import BackendError
 
 if TYPE_CHECKING:
+    from exo.gpu.backends.cuda_speed import CudaSpeed
     from exo.gpu.vocabulary.device import GPUDevice
 
 logger = logging.getLogger("exo.gpu.backends.cuda")
@@ -130,6 +130,8 @@ class CudaBuffers(GPUBackend):
             BackendError: when CUDA does not start or gives no memory, with its reason.
 
         """
+        from exo.gpu.backends.cuda_speed import CudaSpeed
+
         return CudaSpeed(self._memory, device.hardware_id)
 
     def _room(self, device: GPUDevice) -> tuple[int | None, int | None]:

@@ -36,17 +36,28 @@ _V1_2 = f"{_V1_1} firmware_timestamp/Q"
 _V1_3 = f"{_V1_2} voltage_soc voltage_gfx voltage_mem padding1 indep_throttle_status/Q"
 _SOCKET = (
     "temperature_hotspot temperature_mem temperature_vrsoc curr_socket_power "
-    "average_gfx_activity average_umc_activity vcn_activity*4"
+    "average_gfx_activity average_umc_activity"
+)
+_CLOCK = "energy_accumulator/Q system_clock_counter/Q"
+_RESIDENCIES = (
+    "accumulation_counter/I prochot_residency_acc/I ppt_residency_acc/I "
+    "socket_thm_residency_acc/I vr_thm_residency_acc/I hbm_thm_residency_acc/I"
 )
 _COUNTERS = (
-    "energy_accumulator/Q system_clock_counter/Q throttle_status/I gfxclk_lock_status/I "
-    "pcie_link_width pcie_link_speed xgmi_link_width xgmi_link_speed gfx_activity_acc/I "
-    "mem_activity_acc/I pcie_bandwidth_acc/Q pcie_bandwidth_inst/Q pcie_l0_to_recov_count_acc/Q "
-    "pcie_replay_count_acc/Q pcie_replay_rover_count_acc/Q"
+    "gfxclk_lock_status/I pcie_link_width pcie_link_speed xgmi_link_width xgmi_link_speed "
+    "gfx_activity_acc/I mem_activity_acc/I pcie_bandwidth_acc/Q pcie_bandwidth_inst/Q "
+    "pcie_l0_to_recov_count_acc/Q pcie_replay_count_acc/Q pcie_replay_rover_count_acc/Q"
 )
+_NAKS = "pcie_nak_sent_count_acc/I pcie_nak_rcvd_count_acc/I"
+_XGMI = "xgmi_read_data_acc*8/Q xgmi_write_data_acc*8/Q"
 _ENGINES = (
-    "xgmi_read_data_acc*8/Q xgmi_write_data_acc*8/Q firmware_timestamp/Q current_gfxclk*8 "
-    "current_socclk*4 current_vclk0*4 current_dclk0*4 current_uclk padding"
+    "firmware_timestamp/Q current_gfxclk*8 current_socclk*4 current_vclk0*4 current_dclk0*4 "
+    "current_uclk padding"
+)
+# From 1.6 on what each partition does follows, of which nothing is read here; its length differs.
+_V1_7 = (
+    f"{_SOCKET} mem_max_bandwidth/Q {_CLOCK} {_RESIDENCIES} {_COUNTERS} {_NAKS} {_XGMI} "
+    f"xgmi_link_status*8 padding {_ENGINES}"
 )
 _APU_HEAD = (
     "temperature_gfx temperature_soc temperature_core*8 temperature_l3*2 "
@@ -71,11 +82,14 @@ _LAYOUTS: dict[tuple[int, int], str] = {
     (1, 1): _V1_1,
     (1, 2): _V1_2,
     (1, 3): _V1_3,
-    (1, 4): f"{_SOCKET} {_COUNTERS} {_ENGINES}",
+    (1, 4): f"{_SOCKET} vcn_activity*4 {_CLOCK} throttle_status/I {_COUNTERS} {_XGMI} {_ENGINES}",
     (1, 5): (
-        f"{_SOCKET} jpeg_activity*32 {_COUNTERS} pcie_nak_sent_count_acc/I "
-        f"pcie_nak_rcvd_count_acc/I {_ENGINES}"
+        f"{_SOCKET} vcn_activity*4 jpeg_activity*32 {_CLOCK} throttle_status/I {_COUNTERS} "
+        f"{_NAKS} {_XGMI} {_ENGINES}"
     ),
+    (1, 6): f"{_SOCKET} {_CLOCK} {_RESIDENCIES} {_COUNTERS} {_NAKS} {_XGMI} {_ENGINES}",
+    (1, 7): _V1_7,
+    (1, 8): _V1_7,
     (2, 0): f"system_clock_counter/Q {_APU_HEAD} {_APU_BODY} padding",
     (2, 1): _V2_1,
     (2, 2): _V2_2,
@@ -135,7 +149,7 @@ _GENERATIONS = {25: 1, 50: 2, 80: 3, 160: 4, 320: 5, 640: 6}
 
 # One of the energy accumulator from 1.4 on, in joules (15.259 uJ); unknown before.
 _ENERGY_JOULES = 2**-16
-_ENERGY_KNOWN = {(1, 4), (1, 5)}
+_ENERGY_KNOWN = {(1, 4), (1, 5), (1, 6), (1, 7), (1, 8)}
 
 # Names of the bits of indep_throttle_status by the first bit of each group (kernel,
 # amdgpu_smu.h, SMU_THROTTLER_*_BIT).

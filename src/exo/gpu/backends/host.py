@@ -1,4 +1,4 @@
-"""What the machine itself has: memory and cores, within the limits of its control group."""
+"""What the machine itself has: memory and cores within its control group, clock, temperature."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 # Below this many bytes, control-group limits are limits; above, "none" (v1 writes 2**63 - 4096).
 _NO_LIMIT = 2**60
+
+# Names that kernels give to the sensor of the CPU package, by preference.
+_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "acpitz")
 
 
 class HostMemory(NamedTuple):
@@ -27,10 +30,7 @@ def memory(root: Path = Path("/")) -> HostMemory:
 
     ``root`` is where ``proc`` and ``sys`` lie.
     """
-    import psutil
-
-    now = psutil.virtual_memory()
-    total, free = now.total, now.available
+    total, free = _machine_memory(root)
     for group in _groups(root, "memory"):
         limit = _number(group / "memory.max", group / "memory.limit_in_bytes")
         used = _number(group / "memory.current", group / "memory.usage_in_bytes")
@@ -44,6 +44,41 @@ def memory(root: Path = Path("/")) -> HostMemory:
     return HostMemory(total, total - free)
 
 
+def clock_mhz(root: Path = Path("/")) -> float | None:
+    """The mean clock of the cores at this moment (``lscpu``), or None where it is not told."""
+    policies = (root / "sys/devices/system/cpu/cpufreq").glob("policy*/scaling_cur_freq")
+    kilohertz = [clock for path in policies if (clock := _number(path))]
+    if kilohertz:
+        return sum(kilohertz) / len(kilohertz) / 1000
+    try:
+        lines = (root / "proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        import psutil
+
+        now = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+        return (now.current or None) if now is not None else None
+    fields = (line.partition(":") for line in lines)
+    clocks = [_real(value) for name, _, value in fields if name.strip() == "cpu MHz"]
+    told = [clock for clock in clocks if clock]
+    return sum(told) / len(told) if told else None
+
+
+def temperature_celsius(root: Path = Path("/")) -> float | None:
+    """The hottest value of the processor's own sensor (``sensors``), or None without one."""
+    found: dict[str, Path] = {}
+    for path in (root / "sys/class/hwmon").glob("hwmon*"):
+        found.setdefault(_line(path / "name"), path)
+    for path in (root / "sys/class/thermal").glob("thermal_zone*"):
+        found.setdefault(_line(path / "type"), path)
+    for name in _SENSORS:
+        if name in found:
+            inputs = (*found[name].glob("temp*_input"), found[name] / "temp")
+            millidegrees = [value for path in inputs if (value := _number(path))]
+            if millidegrees:
+                return max(millidegrees) / 1000
+    return None
+
+
 def usable_cores(root: Path = Path("/")) -> int:
     """Cores that this process may use at once: its affinity, cut by its group's CPU quota."""
     try:
@@ -55,6 +90,21 @@ def usable_cores(root: Path = Path("/")) -> int:
         if quota is not None:
             cores = min(cores, max(1, int(quota)))
     return cores
+
+
+def _machine_memory(root: Path) -> tuple[int, int]:
+    """Total and available bytes, before any control group's limit."""
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        told = {name: value for name, _, value in (line.partition(":") for line in lines)}
+        # The kernel writes kB and means KiB.
+        total, free = (int(told[name].split()[0]) * 2**10 for name in ("MemTotal", "MemAvailable"))
+    except (OSError, LookupError, ValueError):  # no Linux, or one without the second line
+        import psutil
+
+        now = psutil.virtual_memory()
+        return now.total, now.available
+    return total, free
 
 
 def _groups(root: Path, controller: str) -> list[Path]:
@@ -110,6 +160,20 @@ def _inactive_file_bytes(group: Path) -> int:
         if values.get(name, "").isdigit():
             return int(values[name])
     return 0
+
+
+def _real(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _line(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _number(*paths: Path) -> int | None:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from exo.gpu.backends import drm, drm_clients, host, level_zero_readings
-from exo.gpu.backends.counter_rates import CounterRates
+from exo.gpu.backends import drm, host, level_zero_readings
+from exo.gpu.backends.drm_backend import DrmBackend, is_integrated
 from exo.gpu.backends.support import support_level
-from exo.gpu.backends.webgpu_buffers import WebGPUBuffers, open_card
+from exo.gpu.backends.visibility import Visible
 from exo.gpu.vocabulary.device import HOST_POOL, GPUDevice
-from exo.gpu.vocabulary.errors import BackendError, BackendUnavailable, DeviceLost
-from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics
+from exo.gpu.vocabulary.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from exo.gpu.backend import DeviceProcess
-    from exo.gpu.backends.webgpu import WebGPUDevice
+    from collections.abc import Mapping, Sequence
 
 INTEL = "8086"
 MASK = "ZE_AFFINITY_MASK"
@@ -39,95 +32,28 @@ _LARGEST_CLOCKS = ("device/tile0/gt0/freq0/max_freq", "gt_max_freq_mhz")
 _INTEGRATED_PLACE = "0000:00:02.0"
 
 
-class LevelZeroBackend(WebGPUBuffers):
-    """Intel GPUs on Linux.
-
-    ``root`` is where the DRM cards lie, ``proc`` where the processes do, ``clock`` gives monotonic
-    seconds, and ``vendor`` is whose PCI cards these are.
-    """
+class LevelZeroBackend(DrmBackend):
+    """Intel GPUs on Linux."""
 
     name = "level_zero"
+    vendor = INTEL
+    drivers = ("i915", "xe")
 
-    def __init__(
+    def _sample(
         self,
-        *,
-        environ: Mapping[str, str] | None = None,
-        root: Path | str = drm.SYSFS,
-        proc: Path | str = drm_clients.PROC,
-        clock: Callable[[], float] = time.monotonic,
-        vendor: str = INTEL,
-    ) -> None:
-        super().__init__()
-        self._vendor = vendor
-        self._environ = environ
-        self._root = Path(root)
-        self._proc = Path(proc)
-        self._rates = CounterRates(clock)
-        self._present: list[GPUDevice] = []
-        self._cards: dict[str, drm.Card] = {}
+        card: drm.Card,
+        device: GPUDevice,  # noqa: ARG002 - its memory is nobody's to read
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        return level_zero_readings.Source(card, self._rates, self._proc).read()
 
-    def find(self) -> list[GPUDevice]:
-        """Every i915 or xe card (``lspci -d 8086:``), less those hidden by the environment."""
-        cards = [card for card in self._all_cards() if card.driver in {"i915", "xe"}]
-        if not cards:
-            raise BackendUnavailable(
-                f"no card of the i915 or xe driver under {self._root}",
-                "load the driver: modprobe xe or i915; in a container, mount /sys",
-            )
-        self._present = []
-        self._cards = {}
-        lost: list[str] = []
-        for card in cards:
-            try:
-                device = self._describe(len(self._present), card)
-            except DeviceLost as error:
-                lost.append(str(error))
-                continue
-            self._present.append(device)
-            self._cards[device.device_id] = card
-        environ = os.environ if self._environ is None else self._environ
-        kept = _entries(environ, len(self._present))
-        found = [device for place, device in enumerate(self._present) if kept.get(place)]
-        self.hidden = tuple(device for device in self._present if device not in found)
-        hidden = len(self.hidden)
+    def _visible(self, environ: Mapping[str, str], present: Sequence[GPUDevice]) -> Visible:
+        kept = _entries(environ, len(present))
+        places = tuple(place for place in range(len(present)) if kept.get(place))
+        hidden = len(present) - len(places)
         named = " and ".join(
             f"{name}={environ[name]!r}" for name in (MASK, SELECTOR) if name in environ
         )
-        note = [f"{named} hides {hidden} of {len(self._present)} cards"] if hidden else []
-        self.remark = "; ".join([*lost, *note])
-        self._devices = {device.device_id: device for device in found}
-        return found
-
-    def read(self, device_id: str) -> GPUMetrics:
-        """All readings of one card; a sleeping card is not woken.
-
-        Raises:
-            DeviceLost: when the card is gone.
-            BackendError: when it gave nothing at all.
-
-        """
-        self.require(device_id)
-        card = self._cards[device_id]
-        if card.sleeping:
-            missing = dict.fromkeys(READINGS, "the card sleeps and was not woken")
-            return GPUMetrics(device_id, time.time(), missing_reasons=missing, sleeping=True)
-        source = level_zero_readings.Source(card, self._rates, self._proc)
-        values, missing = source.read()
-        if not values:
-            raise BackendError(f"{device_id} gave no reading: {missing['clock_rate_mhz']}")
-        return GPUMetrics(device_id, time.time(), **values, missing_reasons=missing)
-
-    def processes(self, device_id: str) -> list[DeviceProcess]:
-        """The processes that we may see, by their own account.
-
-        Raises:
-            BackendError: when the processes cannot be listed at all.
-
-        """
-        device = self.require(device_id)
-        return drm_clients.processes(
-            device.pci_address, integrated=device.memory_pool == HOST_POOL, proc=self._proc
-        )
+        return Visible(places, f"{named} hides {hidden} of {len(present)} cards" if hidden else "")
 
     def pinning(
         self, devices: Sequence[GPUDevice], inherited: Mapping[str, str]
@@ -154,27 +80,20 @@ class LevelZeroBackend(WebGPUBuffers):
         """A mask that names no device."""
         return {MASK: _NO_DEVICE}
 
-    def _adapter(self, device: GPUDevice) -> WebGPUDevice:
-        card = self._cards[device.device_id]
-        return self._once(card.place, lambda: open_card(card, self._all_cards()))
-
-    def _all_cards(self) -> list[drm.Card]:
-        return drm.cards(self._root, vendor=self._vendor)
-
     def _room(self, device: GPUDevice) -> tuple[int | None, int | None]:
         """The machine's, where it is that; a card's own memory only its Vulkan driver counts."""
-        if device.memory_pool != HOST_POOL:
+        if not is_integrated(device):
             return None, None
         memory = host.memory()
         return memory.total_bytes, memory.used_bytes
 
-    def _describe(self, index: int, card: drm.Card) -> GPUDevice:
+    def _describe(self, device_id: str, card: drm.Card) -> GPUDevice:
         clock = warn = critical = None
         if not card.sleeping:
             clock = drm.optional(lambda: card.number_of(*_LARGEST_CLOCKS))
             warn, critical = level_zero_readings.temperature_limits(card)
         return GPUDevice(
-            device_id=f"level_zero:{index}",
+            device_id=device_id,
             name=f"Intel GPU [{card.pci_id}]",
             vendor="Intel",
             backend=self.name,

@@ -34,6 +34,17 @@ def links(devices: Sequence[GPUDevice], root: Path = SYSFS) -> list[Link]:
     return found
 
 
+def ids(address: str | None, root: Path = SYSFS) -> tuple[int, int] | None:
+    """Numbers of a device's vendor and kind (``lspci -n``), or None where they are not told."""
+    place = _place(address, root)
+    if place is None:
+        return None
+    try:
+        return int(_text(place / "vendor"), 16), int(_text(place / "device"), 16)
+    except ValueError:
+        return None
+
+
 def numa_node(address: str | None, root: Path = SYSFS) -> int | None:
     """Number of the NUMA node nearest to a device; None where the kernel knows none (-1)."""
     place = _place(address, root)

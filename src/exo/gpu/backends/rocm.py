@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.backends import drm, drm_clients, host, kfd, rocm_readings
-from exo.gpu.backends.counter_rates import CounterRates
+from exo.gpu.backends.drm_backend import DrmBackend, is_integrated
 from exo.gpu.backends.support import support_level
 from exo.gpu.backends.visibility import Visible, visible
-from exo.gpu.backends.webgpu_buffers import WebGPUBuffers, open_card
 from exo.gpu.vocabulary.device import HOST_POOL, GPUDevice
-from exo.gpu.vocabulary.errors import (
-    BackendError,
-    BackendUnavailable,
-    DeviceLost,
-    ReadingMissing,
-)
-from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics
+from exo.gpu.vocabulary.errors import BackendError, ReadingMissing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from exo.gpu.backend import DeviceProcess
-    from exo.gpu.backends.webgpu import WebGPUDevice
+    from collections.abc import Mapping, Sequence
 
 AMD = "1002"
 
@@ -40,96 +28,33 @@ _NAMES = Path("/usr/share/libdrm/amdgpu.ids")
 _LISTS = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
-class RocmBackend(WebGPUBuffers):
+class RocmBackend(DrmBackend):
     """AMD GPUs on Linux.
 
-    ``root`` is where the DRM cards lie, ``proc`` where the processes do, ``names`` libdrm's list
-    of marketing names, ``topology`` where KFD's nodes lie, ``clock`` gives monotonic seconds, and
-    ``vendor`` is whose PCI cards these are.
+    ``names`` is libdrm's list of marketing names, ``topology`` where KFD's nodes lie; ``places``
+    are those of the base class.
     """
 
     name = "rocm"
+    vendor = AMD
+    drivers = ("amdgpu",)
 
     def __init__(
         self,
         *,
-        environ: Mapping[str, str] | None = None,
-        root: Path | str = drm.SYSFS,
-        proc: Path | str = drm_clients.PROC,
         names: Path | str = _NAMES,
         topology: Path | str = kfd.TOPOLOGY,
-        clock: Callable[[], float] = time.monotonic,
-        vendor: str = AMD,
+        **places: Any,
     ) -> None:
-        super().__init__()
-        self._vendor = vendor
-        self._environ = environ
-        self._root = Path(root)
-        self._proc = Path(proc)
+        super().__init__(**places)
         self._names = Path(names)
         self._topology = Path(topology)
-        self._rates = CounterRates(clock)
-        self._present: list[GPUDevice] = []
-        self._cards: dict[str, tuple[drm.Card, bool]] = {}
 
-    def find(self) -> list[GPUDevice]:
-        """Every amdgpu card (``lspci -d 1002:``), less those hidden by the environment."""
-        cards = [card for card in self._all_cards() if card.driver == "amdgpu"]
-        if not cards:
-            raise BackendUnavailable(
-                f"no card of the amdgpu driver under {self._root}",
-                "load the driver: modprobe amdgpu; in a container, mount /sys",
-            )
-        self._present = []
-        self._cards = {}
-        lost: list[str] = []
-        for card in cards:
-            try:
-                integrated = _integrated(card)
-                device = self._describe(len(self._present), card, integrated=integrated)
-            except DeviceLost as error:
-                lost.append(str(error))
-                continue
-            self._present.append(device)
-            self._cards[device.device_id] = (card, integrated)
-        seen = self._visible(os.environ if self._environ is None else self._environ)
-        self.remark = "; ".join([*lost, *([seen.note] if seen.note else [])])
-        found = [self._present[place] for place in seen.places]
-        self.hidden = tuple(device for device in self._present if device not in found)
-        self._devices = {device.device_id: device for device in found}
-        return found
-
-    def read(self, device_id: str) -> GPUMetrics:
-        """All readings of one card (``amd-smi metric``); a sleeping card is not woken.
-
-        Raises:
-            DeviceLost: when the card is gone.
-            BackendError: when it gave nothing at all.
-
-        """
-        self.require(device_id)
-        card, integrated = self._cards[device_id]
-        if card.sleeping:
-            reason = "the card sleeps and was not woken"
-            missing = dict.fromkeys(READINGS, reason)
-            return GPUMetrics(device_id, time.time(), missing_reasons=missing, sleeping=True)
-        values, missing = rocm_readings.read(card, integrated=integrated)
-        if not values:
-            raise BackendError(f"{device_id} gave no reading: {missing['memory_used_bytes']}")
-        if "compute_utilization_percent" not in values:
+    def _sample(self, card: drm.Card, device: GPUDevice) -> tuple[dict[str, Any], dict[str, str]]:
+        values, missing = rocm_readings.read(card, integrated=is_integrated(device))
+        if values and "compute_utilization_percent" not in values:
             self._add_lower_bound(card, values, missing)
-        return GPUMetrics(device_id, time.time(), **values, missing_reasons=missing)
-
-    def processes(self, device_id: str) -> list[DeviceProcess]:
-        """The processes that we may see, by their own account (``amd-smi process``).
-
-        Raises:
-            BackendError: when the processes cannot be listed at all.
-
-        """
-        self.require(device_id)
-        card, integrated = self._cards[device_id]
-        return drm_clients.processes(card.pci_address, integrated=integrated, proc=self._proc)
+        return values, missing
 
     def _add_lower_bound(
         self, card: drm.Card, values: dict[str, Any], missing: dict[str, str]
@@ -177,16 +102,9 @@ class RocmBackend(WebGPUBuffers):
         """An index that no card has: ROCm then lists none."""
         return {"ROCR_VISIBLE_DEVICES": "-1"}
 
-    def _adapter(self, device: GPUDevice) -> WebGPUDevice:
-        card, _ = self._cards[device.device_id]
-        return self._once(card.place, lambda: open_card(card, self._all_cards()))
-
-    def _all_cards(self) -> list[drm.Card]:
-        return drm.cards(self._root, vendor=self._vendor)
-
     def _room(self, device: GPUDevice) -> tuple[int | None, int | None]:
         """The card's own account; in a processor no more is free than the machine has."""
-        card, integrated = self._cards[device.device_id]
+        card, integrated = self._card(device.device_id), is_integrated(device)
         total, used = (
             drm.optional(lambda what=what: rocm_readings.memory(card, what, integrated=integrated))
             for what in ("total", "used")
@@ -198,11 +116,8 @@ class RocmBackend(WebGPUBuffers):
             used = max(used or 0, total - memory.free_bytes)
         return total, used
 
-    def _visible(
-        self, environ: Mapping[str, str], present: list[GPUDevice] | None = None
-    ) -> Visible:
+    def _visible(self, environ: Mapping[str, str], present: Sequence[GPUDevice]) -> Visible:
         """What all lists leave; HIP counts among what ROCr leaves, in an order of its own."""
-        present = self._present if present is None else present
         places = tuple(range(len(present)))
         notes: list[str] = []
         for variable in _LISTS:
@@ -217,7 +132,8 @@ class RocmBackend(WebGPUBuffers):
             notes += [seen.note] if seen.note else []
         return Visible(places, "; ".join(notes))
 
-    def _describe(self, index: int, card: drm.Card, *, integrated: bool) -> GPUDevice:
+    def _describe(self, device_id: str, card: drm.Card) -> GPUDevice:
+        integrated = _integrated(card)
         # These two the driver keeps in memory: reading them wakes no card (amdgpu_pm.c,
         # amdgpu_vram_mgr.c), and without them a sleeping card would change its identity.
         unique = drm.optional(lambda: card.text("device/unique_id")) or ""
@@ -230,7 +146,7 @@ class RocmBackend(WebGPUBuffers):
             node = kfd.node(card.pci_address, self._topology)
             clock = drm.optional(lambda: rocm_readings.largest_clock_mhz(card))
         return GPUDevice(
-            device_id=f"rocm:{index}",
+            device_id=device_id,
             name=self._name(card),
             vendor="AMD",
             backend=self.name,

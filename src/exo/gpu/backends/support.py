@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
+
+import msgspec
 
 ABILITIES = ("finding", "telemetry", "memory", "compute", "pinning")
 """What a backend can be shown to do, in the order of the table."""
@@ -18,7 +19,7 @@ _RECORD = Path(__file__).with_name("support.json")
 @cache
 def record(path: Path = _RECORD) -> dict[str, dict[str, dict[str, str]]]:
     """Backend -> ability -> ``level``, ``model``, ``driver``, ``date`` of the best showing."""
-    return json.loads(path.read_text())
+    return msgspec.json.decode(path.read_bytes())
 
 
 def shown(backend: str) -> dict[str, dict[str, str]]:

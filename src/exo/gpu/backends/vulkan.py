@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.backends import host, vulkan_answers, vulkan_drivers, vulkan_manifests
+from exo.gpu.backends import host, pci, vulkan_answers, vulkan_drivers, vulkan_manifests
 from exo.gpu.backends.webgpu import AdapterKey, WebGPUDevice
 from exo.gpu.backends.webgpu_buffers import WebGPUBuffers
 from exo.gpu.backends.webgpu_speed import WebGPUSpeed
@@ -24,7 +25,10 @@ INDEX_VARIABLE = "EXO_GPU_VULKAN_INDEX"
 
 
 class VulkanGPUBackend(WebGPUBuffers):
-    """Every device of every Vulkan driver that the loader would find here."""
+    """Every device of every Vulkan driver that the loader would find here.
+
+    ``sysfs`` is where the PCI bus is looked at.
+    """
 
     name = "vulkan"
 
@@ -33,8 +37,10 @@ class VulkanGPUBackend(WebGPUBuffers):
         *,
         environ: Mapping[str, str] | None = None,
         driver_seconds: float = vulkan_drivers.DRIVER_SECONDS,
+        sysfs: Path = pci.SYSFS,
     ) -> None:
         super().__init__()
+        self._sysfs = sysfs
         self._environ = environ
         self._driver_seconds = driver_seconds
         self.answers: dict[str, str] | None = None
@@ -136,7 +142,8 @@ class VulkanGPUBackend(WebGPUBuffers):
         """What can be timed on a device; for the process that measures, pinned to it.
 
         There the drivers are not listed again: the device is known by its place among those of
-        the one visible driver, and by its name where that leaves a doubt.
+        the one visible driver, and by its PCI ids where that leaves a doubt, else by its name. A
+        card of another backend is measured here too, under the Vulkan driver that lists it.
 
         Raises:
             BackendError: when it cannot be told which adapter it is, or it does not open.
@@ -146,12 +153,18 @@ class VulkanGPUBackend(WebGPUBuffers):
             opened = self._adapter(device)
         else:
             opened = WebGPUDevice(device.driver_index or 0)
-            if opened.choices > 1 and opened.name != device.name:
+            if opened.choices > 1 and not self._agrees(opened, device):
+                opened.close()
                 raise BackendError(f"{device.name} is not surely the adapter {opened.name}")
         total, used = self._room(device)
         free = None if total is None else total - (used or 0)
         software = device.device_class is DeviceClass.SOFTWARE
         return WebGPUSpeed(opened, free_bytes=free, software=software)
+
+    def _agrees(self, opened: WebGPUDevice, device: GPUDevice) -> bool:
+        """Whether an adapter can be the device; other backends have names of their own for it."""
+        ids = pci.ids(device.pci_address, self._sysfs)
+        return opened.name == device.name if ids is None else opened.ids == ids
 
     def _adapter(self, device: GPUDevice) -> WebGPUDevice:
         key, rank = self._keys[device.device_id]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,19 +90,21 @@ def _fingerprint(manifests: list[str], environ: Mapping[str, str], root: Path) -
         "texts": [_text(root / name) for name in _TEXTS],
         "files": [_state(root / name) for name in _FILES],
     }
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+    # Against change, not against malice: whoever may write these files needs no collision.
+    return f"{zlib.crc32(msgspec.json.encode(state)):08x}"
 
 
 def _libraries(drivers: Iterable[dict[str, Any]]) -> str:
     """The state of the libraries that the drivers said they are."""
     paths = [str(driver.get("library", "")) for driver in drivers]
-    return json.dumps([(path, _state(Path(path)) if "/" in path else None) for path in paths])
+    states = [(path, _state(Path(path)) if "/" in path else None) for path in paths]
+    return msgspec.json.encode(states).decode()
 
 
 def _named(manifest: Path) -> tuple[str, list[int] | None]:
     """The library that a manifest names, relative to its own folder where it is a path."""
     try:
-        name = str(json.loads(manifest.read_bytes())["ICD"]["library_path"])
+        name = str(msgspec.json.decode(manifest.read_bytes())["ICD"]["library_path"])
     except (OSError, ValueError, KeyError, TypeError):
         return "", None
     return name, _state(manifest.parent / name) if "/" in name else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -75,7 +74,7 @@ def ask(
             os.killpg(child.pid, signal.SIGKILL)
             child.communicate()
     try:
-        answer = json.loads(output)
+        answer = msgspec.json.decode(output)
     except ValueError as error:
         raise BackendError(
             f"the process that lists Vulkan drivers ended with status {child.returncode}"

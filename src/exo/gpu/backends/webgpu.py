@@ -80,6 +80,7 @@ class WebGPUDevice:
             self.choices = len(adapters)
             """How many adapters ``index`` counted."""
         self.name: str = adapter.info["device"]
+        self.ids: tuple[int, int] = (adapter.info["vendor_id"], adapter.info["device_id"])
         self.driver: str = adapter.info["description"] or adapter.info["vendor"]
 
     @property

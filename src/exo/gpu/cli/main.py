@@ -6,6 +6,7 @@ command is called.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -187,6 +188,14 @@ def root(verbose: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``exo-gpu`` with ``arguments`` (those of the process by default); the exit status."""
+    status = _run(arguments)
+    if arguments is None:
+        # The process ends now: what it loaded need not be searched for garbage three times first.
+        gc.freeze()
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         result: Any = root.main(arguments, prog_name="exo-gpu", standalone_mode=False)
     except click.Abort:

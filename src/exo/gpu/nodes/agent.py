@@ -79,16 +79,22 @@ class NodeAgent:
         return dict(self._failures)
 
     def inventory(
-        self, *, refresh: bool = False, deadline_seconds: float | None = None
+        self,
+        *,
+        refresh: bool = False,
+        links: bool = True,
+        deadline_seconds: float | None = None,
     ) -> DiscoveryReport:
         """Every device found, and what each backend said; asked for once.
 
-        With ``refresh`` all drivers are asked anew, also those whose last answer would do.
+        With ``refresh`` all drivers are asked anew, also those whose last answer would do. Without
+        ``links`` this node never learns how its devices are joined, which is dear where they are
+        many.
         ``deadline_seconds`` is for callers who would rather miss a slow driver than wait.
         """
         if self._report is None or refresh:
             self._report = self._service.discover(
-                refresh=refresh, deadline_seconds=deadline_seconds
+                refresh=refresh, links=links, deadline_seconds=deadline_seconds
             )
         return self._report
 

@@ -50,10 +50,16 @@ class LocalNode:
         return self._agent.registry_place
 
     def inventory(
-        self, *, refresh: bool = False, deadline_seconds: float | None = None
+        self,
+        *,
+        refresh: bool = False,
+        links: bool = True,
+        deadline_seconds: float | None = None,
     ) -> DiscoveryReport:
         """Every device found, and what each backend said; with ``refresh`` asked anew."""
-        return self._agent.inventory(refresh=refresh, deadline_seconds=deadline_seconds)
+        return self._agent.inventory(
+            refresh=refresh, links=links, deadline_seconds=deadline_seconds
+        )
 
     def forget(self, device_id: str) -> tuple[str, ...]:
         """Drop a missing device from the registry, and give back its labels."""

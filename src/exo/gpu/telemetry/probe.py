@@ -182,7 +182,8 @@ def _result(
 def probe_here(device_json: str, seconds: float) -> str:
     """Measure a device from within a process that is pinned to it; runs in a worker.
 
-    What its own backend does not measure, the Vulkan driver of the same card may.
+    What its own backend does not measure, the Vulkan driver of the same card may: all of AMD's and
+    Intel's cards, which compute through that driver only, and the arithmetic of NVIDIA's.
     """
     from exo.gpu.factory import GPUBackendFactory
     from exo.gpu.vocabulary.device import GPUDevice

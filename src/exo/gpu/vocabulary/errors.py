@@ -32,7 +32,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,6 +63,8 @@ class UnknownName(InvalidValue):
         if isinstance(known, str):
             expected = known
         else:
+            import difflib
+
             names = sorted(known)
             near = difflib.get_close_matches(str(value), names, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""

@@ -44,7 +44,7 @@ def command(as_json: bool, refresh: bool, forget: str | None) -> None:
 
     with LocalNode() as node:
         patience = None if refresh else LISTING_SECONDS
-        report = node.inventory(refresh=refresh, deadline_seconds=patience)
+        report = node.inventory(refresh=refresh, links=as_json, deadline_seconds=patience)
         if forget is not None:
             complain(f"forgotten: {', '.join(node.forget(forget))}")
             report = node.inventory()
