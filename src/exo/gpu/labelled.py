@@ -5,18 +5,19 @@ from __future__ import annotations
 import inspect
 import re
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
-from exo.gpu.backend import GPUBackend
+from exo.gpu.backend import FaultWatch, GPUBackend
 from exo.gpu.vocabulary.errors import BackendError
 from exo.gpu.vocabulary.links import Link
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from exo.gpu.vocabulary.device import GPUDevice
+    from exo.gpu.vocabulary.health import DeviceFault
 
 
 class LabelledBackend(GPUBackend):
@@ -89,7 +90,9 @@ class LabelledBackend(GPUBackend):
         return with_ids(value, self._given)
 
     def _out(self, value: Any) -> Any:
-        """A result under the labels."""
+        """A result under the labels; what goes on to tell of devices tells it under them."""
+        if isinstance(value, _TellsFaults):
+            return _LabelledFaults(value, self._labels)
         return with_ids(value, self._labels)
 
     def _reword(self, error: BackendError) -> None:
@@ -99,6 +102,30 @@ class LabelledBackend(GPUBackend):
             whole = re.compile(rf"(?<![\w:])({names})(?!\w)")
             words = whole.sub(lambda match: self._labels[match[1]], error.args[0])
             error.args = (words, *error.args[1:])
+
+
+@runtime_checkable
+class _TellsFaults(FaultWatch, Protocol):
+    """A watch for faults, known by its methods."""
+
+
+class _LabelledFaults:
+    """A watch for faults under the labels that held when it began."""
+
+    def __init__(self, watch: FaultWatch, labels: Mapping[str, str]) -> None:
+        self._watch = watch
+        self._labels = labels
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        return {self._labels.get(name, name): why for name, why in self._watch.refused.items()}
+
+    def faults(self, *, timeout_seconds: float) -> Iterator[DeviceFault]:
+        for fault in self._watch.faults(timeout_seconds=timeout_seconds):
+            yield with_ids(fault, self._labels)
+
+    def close(self) -> None:
+        self._watch.close()
 
 
 def with_ids(value: Any, ids: Mapping[str, str]) -> Any:

@@ -100,18 +100,19 @@ class Comings:
     """What comes and goes from search to search; the first one is the standard of comparison."""
 
     def __init__(self, first: DiscoveryReport) -> None:
-        self._before = first
+        self.standing = first
+        """The last report, with what drivers that were silent then had found before."""
         self._gone = {one.device.hardware_id: one.device for one in first.missing}
 
     def take(self, after: DiscoveryReport) -> tuple[DeviceChange, ...]:
         """What changed with the next search; what a silent driver had found counts as there."""
-        found = changes(self._before, after, self._gone)
+        found = changes(self.standing, after, self._gone)
         for change in found:
             if change.kind is ChangeKind.LOST:
                 self._gone[change.device.hardware_id] = change.device
             else:
                 self._gone.pop(change.device.hardware_id, None)
-        self._before = standing(self._before, after)
+        self.standing = standing(self.standing, after)
         return found
 
 

@@ -14,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from exo.gpu.telemetry.exporters import series as table
 from exo.gpu.telemetry.exporters.prometheus import LONGEST_LABEL, prometheus_text
 from exo.gpu.vocabulary.device import GPUDevice
-from exo.gpu.vocabulary.health import Cordon, Health
+from exo.gpu.vocabulary.health import Cordon, Health, ThrottleKind
 from exo.gpu.vocabulary.inventory import MissingDevice
 from exo.gpu.vocabulary.lease import Lease
-from exo.gpu.vocabulary.metrics import SERIES, GPUMetrics
+from exo.gpu.vocabulary.metrics import BOUNDS, SERIES, GPUMetrics
 from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -134,7 +134,12 @@ def test_cordons_leases_and_throttling():
         lease_id="a", device_id="cuda:0", hardware_id="GPU-1", memory_pool="GPU-1", memory_bytes=5
     )
     cordon = Cordon(hardware_id="GPU-1", device_id="cuda:0", why="fan", by="ann", since=1.0)
-    sample = GPUMetrics("cuda:0", 1.0, throttle_reasons=("idle", "hardware power brake"))
+    sample = GPUMetrics(
+        "cuda:0",
+        1.0,
+        throttle_reasons=("idle", "hardware power brake"),
+        throttle_kinds=(ThrottleKind.POWER_BRAKE,),
+    )
     found = parsed(
         DeviceState(
             device=CARD,
@@ -149,6 +154,7 @@ def test_cordons_leases_and_throttling():
     assert value(found, "leases", uuid="GPU-1") == 2
     assert value(found, "leased_memory_bytes", uuid="GPU-1") == 10
     assert value(found, "throttle_reason", uuid="GPU-1", reason="hardware power brake") == 1
+    assert value(found, "throttled", uuid="GPU-1", kind="power_brake") == 1
     assert value(found, "measured_flops", uuid="GPU-1") == 1.5e9
 
 
@@ -181,9 +187,7 @@ def test_any_name_survives_quoting(name):
     st.fixed_dictionaries(
         {},
         optional={
-            name: st.integers(0, 2**53)
-            if name.endswith(("_bytes", "_errors")) or name.startswith("pcie")
-            else st.floats(0, 100)
+            name: st.integers(0, 2**53) if BOUNDS[name].whole else st.floats(0, 100)
             for name in SERIES
             if name != "memory_total_bytes"
         },

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from exo.gpu.vocabulary.inventory import MissingDevice
+    from exo.gpu.vocabulary.metrics import GPUMetrics
     from exo.gpu.vocabulary.snapshot import DeviceState
 
 Support = Mapping[str, Mapping[str, str]]
@@ -86,6 +87,30 @@ def memory(used_bytes: int | None, total_bytes: int | None) -> str:
 def reading(value: float | None, unit: str) -> str:
     """A rounded reading with its unit, ``"71C"``; ``"-"`` for unknown."""
     return UNKNOWN if value is None else f"{value:.0f}{unit}"
+
+
+def clock_time(unix_seconds: float) -> str:
+    """A moment of today in the reader's own zone: ``"14:05:31"``."""
+    return datetime.fromtimestamp(unix_seconds, tz=UTC).astimezone().strftime("%H:%M:%S")
+
+
+def sample_line(sample: GPUMetrics) -> str:
+    """One sample in one line; unknown is ``-``."""
+    if sample.sleeping:
+        return f"{clock_time(sample.timestamp)}  {sample.device_id:<10}  asleep, and not woken"
+    figures = (
+        memory(sample.memory_used_bytes, sample.memory_total_bytes).rjust(16),
+        reading(sample.compute_utilization_percent, "%").rjust(5),
+        reading(sample.temperature_celsius, "C").rjust(5),
+        reading(sample.power_watts, "W").rjust(6),
+        reading(sample.clock_rate_mhz, "MHz").rjust(8),
+    )
+    return f"{clock_time(sample.timestamp)}  {sample.device_id:<10}{'  '.join(figures)}"
+
+
+def said_line(unix_seconds: float, device_id: str, words: str) -> str:
+    """Something that is no figure, in one line like those of samples."""
+    return f"{clock_time(unix_seconds)}  {device_id:<10}  {words}"
 
 
 def support_words(backend: str, support: Support) -> str:

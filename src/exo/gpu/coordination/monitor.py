@@ -10,24 +10,27 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from exo.gpu.factory import FAKE_VARIABLE
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.nodes.watching import SEARCH_SECONDS
 from exo.gpu.telemetry.health import log_event
 from exo.gpu.telemetry.observation import Observation
 from exo.gpu.telemetry.store import HistoryWriter
 from exo.gpu.telemetry.store_lock import WriterElsewhere
+from exo.gpu.telemetry.store_schema import PATH_VARIABLE, history_path
 from exo.gpu.vocabulary.errors import StoreError
 from exo.gpu.vocabulary.health import DeviceFault, HealthEvent
 from exo.gpu.vocabulary.inventory import DeviceChange
 from exo.gpu.vocabulary.units import check_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from exo.gpu.nodes.watching import NodeEvent
     from exo.gpu.telemetry.collector import TelemetryCollector
     from exo.gpu.vocabulary.device import GPUDevice
+    from exo.gpu.vocabulary.inventory import MissingDevice
     from exo.gpu.vocabulary.snapshot import Snapshot
 
 logger = logging.getLogger("exo.gpu.coordination.monitor")
@@ -50,9 +53,9 @@ class Recording(msgspec.Struct, frozen=True):
 class Subscription:
     """Events for one reader, in order. One that reads too slowly loses the oldest, counted."""
 
-    def __init__(self, monitor: Monitor, most: int) -> None:
+    def __init__(self, most: int, leave: Callable[[Subscription], None]) -> None:
         """Use :meth:`Monitor.subscribe`."""
-        self._monitor = monitor
+        self._leave = leave
         self._events: deque[NodeEvent] = deque(maxlen=most)
         self._changed = threading.Condition()
         self._closed = False
@@ -76,7 +79,7 @@ class Subscription:
 
     def close(self) -> None:
         """Hear of nothing more; harmless twice."""
-        self._monitor._drop(self)  # noqa: SLF001 - two halves of one thing
+        self._leave(self)
         self.end()
 
     def tell(self, event: NodeEvent) -> None:
@@ -94,7 +97,7 @@ class Subscription:
 
 
 class Monitor:
-    """Watches the devices of this machine from :meth:`start` to :meth:`stop`, or in a ``with`` block.
+    """Watches the devices of this machine from :meth:`start` to :meth:`stop`.
 
     Every device is sampled at its own pace on its own thread; one that hangs touches no other.
     With ``history`` the samples are kept on disk too, unless another process does so already.
@@ -153,6 +156,11 @@ class Monitor:
         """The devices as the last search found them."""
         return self._node.inventory().devices
 
+    @property
+    def missing(self) -> tuple[MissingDevice, ...]:
+        """Devices that were here before and were not found by the last search."""
+        return self._node.inventory().missing
+
     def start(self) -> None:
         """Find the devices and begin; harmless twice. Waits for the search, not for samples."""
         if self._started:
@@ -196,7 +204,7 @@ class Monitor:
 
         """
         check_whole("most", most, low=1)
-        subscription = Subscription(self, most)
+        subscription = Subscription(most, self._drop)
         with self._lock:
             self._subscriptions.append(subscription)
         return subscription
@@ -207,8 +215,10 @@ class Monitor:
                 self._subscriptions.remove(subscription)
 
     def _open_history(self) -> None:
-        from exo.gpu.telemetry.store_place import history_path
-
+        if os.environ.get(FAKE_VARIABLE) and not os.environ.get(PATH_VARIABLE):
+            reason = f"scripted devices leave none, unless {PATH_VARIABLE} names a file"
+            self._recording = Recording(None, active=False, reason=reason)
+            return
         path = history_path(os.environ)
         try:
             opened = HistoryWriter.open(path)

@@ -16,6 +16,7 @@ from exo.gpu.execution.pinning import LEASES_VARIABLE, apply_changes, pinning_ch
 from exo.gpu.execution.state_directory import StorePlace, choose_place
 from exo.gpu.nodes.process_lists import ProcessLists
 from exo.gpu.nodes.transport import Grant
+from exo.gpu.nodes.watching import NodeWatch
 from exo.gpu.scheduling.ledger import used_before
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health import assess
@@ -29,9 +30,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from exo.gpu.execution.supervisor import RunnerSupervisor
+    from exo.gpu.nodes.watching import NodeEvent
     from exo.gpu.vocabulary.decision import Decision
     from exo.gpu.vocabulary.device import GPUDevice
+    from exo.gpu.vocabulary.health import Health
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
+    from exo.gpu.vocabulary.metrics import GPUMetrics
     from exo.gpu.vocabulary.process import ProcessList
     from exo.gpu.vocabulary.request import Request
 
@@ -61,6 +65,7 @@ class NodeAgent:
         self._sampler = DeviceSampler()
         self._collector = TelemetryCollector(max_history=1)
         self._failures: dict[str, str] = {}
+        self._watch: NodeWatch | None = None
         self._process_lists = ProcessLists()
         self._probes = ProbeCache(cache_path(self._environ))
         self._configuration = load_configuration(self._environ)
@@ -76,7 +81,50 @@ class NodeAgent:
     @property
     def sample_failures(self) -> dict[str, str]:
         """Why a device gave no sample the last time, by device id."""
-        return dict(self._failures)
+        return dict(self._failures) if self._watch is None else self._watch.failures
+
+    @property
+    def collector(self) -> TelemetryCollector:
+        """The samples of the devices: the newest, or under a watch those of the last time."""
+        return self._collector
+
+    def watch(
+        self,
+        sink: Callable[[NodeEvent], None],
+        *,
+        cadence_seconds: float,
+        search_seconds: float,
+        max_history: int,
+    ) -> None:
+        """Sample the devices over and over until :meth:`unwatch`, and tell the sink of it.
+
+        From now on a snapshot asks no driver. The sink is called from threads of the watch, one
+        event at a time, and must not block.
+
+        Raises:
+            InvalidValue: for a cadence that is too short or a history below 1.
+
+        """
+        assert self._watch is None, "one watch at a time"
+        report = self.inventory()
+        collector = TelemetryCollector(max_history)
+        watch = NodeWatch(
+            self._service,
+            collector,
+            sink,
+            cadence_seconds=cadence_seconds,
+            search_seconds=search_seconds,
+        )
+        self._collector = collector
+        watch.start(report)
+        self._watch = watch
+
+    def unwatch(self, timeout_seconds: float = 1.0) -> None:
+        """End the watch within the time; harmless where there is none."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            self._report = watch.report
+            watch.stop(timeout_seconds)
 
     def inventory(
         self,
@@ -92,6 +140,8 @@ class NodeAgent:
         many.
         ``deadline_seconds`` is for callers who would rather miss a slow driver than wait.
         """
+        if self._watch is not None and not refresh:
+            return self._watch.report
         if self._report is None or refresh:
             self._report = self._service.discover(
                 refresh=refresh, links=links, deadline_seconds=deadline_seconds
@@ -232,7 +282,8 @@ class NodeAgent:
         return backend.hiding()
 
     def close(self) -> None:
-        """End all slots, at once, and let go of all leases; harmless twice."""
+        """End all slots, at once, let go of all leases and end the watch; harmless twice."""
+        self.unwatch()
         self.close_slots(tuple(self._slots), kill=True)
         for lease_id in list(self._leases):
             self.release(lease_id)
@@ -252,6 +303,8 @@ class NodeAgent:
         return self._store
 
     def _sample(self) -> None:
+        if self._watch is not None:
+            return
         readers: dict[str, Callable[[], Any]] = {}
         for device in self.inventory().devices:
             backend = self._service.backend_of(device.device_id)
@@ -276,18 +329,28 @@ class NodeAgent:
     def _state(self, device: GPUDevice, live: tuple[Lease, ...]) -> DeviceState:
         sample = self._collector.get_metrics(device.device_id)
         age = self._collector.age_seconds(device.device_id)
-        failure = self._failures.get(device.device_id, "")
-        health, reason = assess(sample, age, device=device, failure=failure)
+        health, reason, since = self._judge(device, sample, age)
         return DeviceState(
             device=device,
             sample=sample,
             sample_age_seconds=age,
             health=health,
             health_reason=reason,
+            health_since=since,
             leases=tuple(lease for lease in live if lease.hardware_id == device.hardware_id),
             measured_gflops=self._measured_gflops(device),
             settings=self._configuration.settings_of(device),
         )
+
+    def _judge(
+        self, device: GPUDevice, sample: GPUMetrics | None, age_seconds: float | None
+    ) -> tuple[Health, str, float | None]:
+        """Health, its reasons and its beginning: with history where the node is watched."""
+        if self._watch is not None:
+            verdict = self._watch.verdict(device.device_id)
+            return verdict.health, "; ".join(verdict.reasons), verdict.since
+        failure = self._failures.get(device.device_id, "")
+        return *assess(sample, age_seconds, device=device, failure=failure), None
 
     def _measured_gflops(self, device: GPUDevice) -> float | None:
         found = self._probes.find(device)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
     from exo.gpu.execution.state_directory import StorePlace
     from exo.gpu.nodes.transport import Grant
+    from exo.gpu.nodes.watching import NodeEvent
+    from exo.gpu.telemetry.collector import TelemetryCollector
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
     from exo.gpu.vocabulary.process import ProcessList
     from exo.gpu.vocabulary.request import Request
@@ -38,6 +40,31 @@ class LocalNode:
     def sample_failures(self) -> dict[str, str]:
         """Why a device gave no sample in the last snapshot, by device id."""
         return self._agent.sample_failures
+
+    @property
+    def collector(self) -> TelemetryCollector:
+        """The samples of the devices: the newest, or under a watch those of the last time."""
+        return self._agent.collector
+
+    def watch(
+        self,
+        sink: Callable[[NodeEvent], None],
+        *,
+        cadence_seconds: float,
+        search_seconds: float,
+        max_history: int,
+    ) -> None:
+        """Sample the devices over and over until :meth:`unwatch`, and tell the sink of it."""
+        self._agent.watch(
+            sink,
+            cadence_seconds=cadence_seconds,
+            search_seconds=search_seconds,
+            max_history=max_history,
+        )
+
+    def unwatch(self, timeout_seconds: float = 1.0) -> None:
+        """End the watch within the time; harmless where there is none."""
+        self._agent.unwatch(timeout_seconds)
 
     @property
     def store_place(self) -> StorePlace:

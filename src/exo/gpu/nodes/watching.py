@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from exo.gpu.backend import FaultAbility, TelemetryAbility
 from exo.gpu.recollection import Comings
+from exo.gpu.telemetry.health import HealthBook
 from exo.gpu.telemetry.observation import Observation
 from exo.gpu.telemetry.readers import DeviceReader
 from exo.gpu.telemetry.sampler import TelemetrySampler
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
     from exo.gpu.telemetry.collector import TelemetryCollector
-    from exo.gpu.telemetry.health import HealthBook
+    from exo.gpu.vocabulary.health import HealthVerdict
 
 logger = logging.getLogger("exo.gpu.nodes.watching")
 
@@ -34,23 +35,22 @@ SEARCH_SECONDS = 30.0
 # How often time alone may turn a verdict: a device that falls silent is told within a second.
 CHECK_SECONDS = 1.0
 
-# How long a driver is waited for at a time when it is asked for faults, and so how long an end takes.
+# How long a driver is waited for at a time when it is asked for faults.
 _FAULT_WAIT_SECONDS = 0.5
 
 
 class NodeWatch:
     """Watches the devices of one node from :meth:`start` to :meth:`stop`.
 
-    Samples go to ``collector`` and ``health``; then the sink hears of them, of each change of
-    health, of faults, and of devices that come and go: one event after another, from threads of
-    this class, which cannot keep a program from exiting.
+    Samples go to ``collector`` and into the health of the devices; then the sink hears of them, of
+    each change of health, of faults, and of devices that come and go: one event after another,
+    from threads of this class, which cannot keep a program from exiting.
     """
 
     def __init__(
         self,
         service: GPUDiscoveryService,
         collector: TelemetryCollector,
-        health: HealthBook,
         sink: Callable[[NodeEvent], None],
         *,
         cadence_seconds: float = 1.0,
@@ -64,21 +64,39 @@ class NodeWatch:
         """
         self._service = service
         self._collector = collector
-        self._health = health
+        self._health = HealthBook()
+        self._failures: dict[str, str] = {}
         self._sink = sink
         self._cadence_seconds = cadence_seconds
         self._search_seconds = search_seconds
         self._turn = threading.Lock()
         self._ended = threading.Event()
         self._sampler = TelemetrySampler(self._heard, cadence_seconds=cadence_seconds)
+        self._comings: Comings | None = None
+
+    @property
+    def report(self) -> DiscoveryReport:
+        """The devices as the last search found them, or as they were when it missed a driver."""
+        assert self._comings is not None, "it was not started"
+        return self._comings.standing
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why a device gave no sample the last time, by its id."""
+        return dict(self._failures)
+
+    def verdict(self, device_id: str) -> HealthVerdict:
+        """What is known of a device's health."""
+        return self._health.verdict(device_id)
 
     def start(self, report: DiscoveryReport) -> None:
         """Watch the devices of a search that was just made, and search again from time to time."""
+        self._comings = comings = Comings(report)
         for device in report.devices:
             self._watch(device.device_id)
             self._health.watch(device, cadence_seconds=self._cadence_seconds)
         self._sampler.start()
-        self._thread("search", lambda: self._search(Comings(report)))
+        self._thread("search", lambda: self._search(comings))
         self._thread("check", self._check)
         for name, backend in self._service.backends.items():
             if isinstance(backend, FaultAbility):
@@ -106,8 +124,10 @@ class NodeWatch:
         sample, at = observation.sample, observation.received_at
         if sample is not None:
             self._collector.observe(sample)
+            self._failures.pop(observation.device_id, None)
             events = self._health.observe(sample, at)
         else:
+            self._failures[observation.device_id] = observation.failure
             events = self._health.fail(
                 observation.device_id, observation.failure, at, hanging=observation.hanging
             )
@@ -125,12 +145,13 @@ class NodeWatch:
             changes = comings.take(report)
             for change in changes:
                 self._changed(change)
-            self._tell(*changes, *self._health.inventory(report.devices))
+            self._tell(*changes, *self._health.inventory(comings.standing.devices))
 
     def _changed(self, change: DeviceChange) -> None:
         device_id = change.device.device_id
         if change.kind is ChangeKind.LOST:
             self._sampler.forget(device_id)
+            self._failures.pop(device_id, None)
             return
         self._health.watch(change.device, cadence_seconds=self._cadence_seconds)
         self._watch(device_id)

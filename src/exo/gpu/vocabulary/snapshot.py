@@ -28,6 +28,8 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     sample_age_seconds: float | None = None
     health: Health = Health.OK
     health_reason: str = ""
+    health_since: float | None = None
+    """When this health began, in Unix seconds; None where nobody watches."""
     leases: tuple[Lease, ...] = ()
     measured_gflops: float | None = None
     """FP32 speed that a probe measured under the present driver, in 10**9 a second."""

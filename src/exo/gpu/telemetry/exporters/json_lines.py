@@ -1,8 +1,8 @@
 """JSON for programs: a snapshot as one object, and a stream of one object a line.
 
 Each line has a ``type``: ``device`` (what a device is, before anything else is said of it),
-``sample``, ``failure`` (why there is no sample), ``health`` and ``change``. A reader skips types
-and fields that it does not know.
+``sample``, ``failure`` (why there is no sample), ``health``, ``fault`` and ``change``. A reader
+skips types and fields that it does not know.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from exo.gpu.vocabulary.device import GPUDevice
-    from exo.gpu.vocabulary.health import HealthEvent
+    from exo.gpu.vocabulary.health import DeviceFault, HealthEvent
     from exo.gpu.vocabulary.inventory import DeviceChange
     from exo.gpu.vocabulary.metrics import GPUMetrics
     from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
@@ -63,6 +63,11 @@ def failure_line(device_id: str, reason: str, *, at: float) -> bytes:
 def health_line(event: HealthEvent) -> bytes:
     """A change of health."""
     return _line("health", event)
+
+
+def fault_line(fault: DeviceFault) -> bytes:
+    """A fault that a driver reported."""
+    return _line("fault", fault)
 
 
 def change_line(change: DeviceChange, *, at: float) -> bytes:

@@ -91,6 +91,15 @@ def _stated(
             for reason in dict.fromkeys(state.sample.throttle_reasons or ())
         ],
     )
+    yield (
+        table.THROTTLED,
+        [
+            ((*_identity(state.device), ("kind", kind.value)), 1.0)
+            for state in fresh
+            if state.sample is not None
+            for kind in dict.fromkeys(state.sample.throttle_kinds or ())
+        ],
+    )
     yield table.LEASES, [(_identity(state.device), float(len(state.leases))) for state in states]
     yield (
         table.LEASED_MEMORY,

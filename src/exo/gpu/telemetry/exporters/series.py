@@ -98,6 +98,26 @@ SAMPLED: tuple[Series, ...] = (
     ),
     Series("pcie_generation", "gauge", "PCI Express generation now in use.", "pcie_generation"),
     Series("pcie_lanes", "gauge", "PCI Express lanes now in use.", "pcie_width"),
+    Series(
+        "encoder_ratio",
+        "gauge",
+        "Share of time in which the video encoder worked.",
+        "encoder_percent",
+        _PERCENT,
+    ),
+    Series(
+        "decoder_ratio",
+        "gauge",
+        "Share of time in which the video decoder worked.",
+        "decoder_percent",
+        _PERCENT,
+    ),
+    Series(
+        "performance_state",
+        "gauge",
+        "Performance state; 0 is the fastest, a larger number is slower.",
+        "performance_state",
+    ),
 )
 """What comes from a sample; those of one name stand together."""
 
@@ -106,7 +126,8 @@ UP = Series("up", "gauge", "1 when the device was read lately, 0 when it was not
 SAMPLE_AGE = Series("sample_age_seconds", "gauge", "Time since the newest sample was received.")
 HEALTH = Series("health", "gauge", "1 for the state that the device is in, 0 for the others.")
 CORDONED = Series("cordoned", "gauge", "1 when the device is kept out of scheduling.")
-THROTTLE = Series("throttle_reason", "gauge", "1 for each reason that holds the clock back now.")
+THROTTLE = Series("throttle_reason", "gauge", "1 for each reason that the driver gives now.")
+THROTTLED = Series("throttled", "gauge", "1 for each kind of trouble that holds the clock back.")
 LEASES = Series("leases", "gauge", "Leases on the device.")
 LEASED_MEMORY = Series("leased_memory_bytes", "gauge", "Device memory that leases hold.")
 SLOTS = Series("slots", "gauge", "How many jobs without declared memory the device takes at once.")
@@ -126,6 +147,7 @@ STATED: tuple[Series, ...] = (
     HEALTH,
     CORDONED,
     THROTTLE,
+    THROTTLED,
     LEASES,
     LEASED_MEMORY,
     SLOTS,
