@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import anyio
+import pynvml
 import pytest
 
 from exo.gpu.backend import DeviceProcess, ProcessAbility, TopologyAbility
@@ -210,6 +212,20 @@ def test_xids_are_told_as_they_happen(nvml: FakeNvml) -> None:
     watch.close()
     assert list(watch.xids(timeout_seconds=30)) == []
     watch.close()
+
+
+def test_a_search_for_devices_ends_no_watch(nvml: FakeNvml) -> None:
+    """Rule: the driver is opened anew for each search, and XIDs go on arriving meanwhile."""
+    nvml.write(H100 | {"xid": "none"}, H100)
+    backend = opened(nvml)
+    watch = backend.watch_xids()
+    backend.find()
+    nvml.change("0.xid", "first:79")
+    assert next(watch.xids(timeout_seconds=30)) == Xid("cuda:0", 79)
+    watch.close()
+    anyio.run(backend.shutdown)
+    with pytest.raises(pynvml.NVMLError, match="Uninitialized"):  # nobody is left who opened it
+        pynvml.nvmlDeviceGetCount()
 
 
 def test_xids_of_instances_come_under_their_gpu(nvml: FakeNvml) -> None:

@@ -241,6 +241,30 @@ def test_a_card_that_goes_while_cards_are_found_is_passed_over(
     assert "card0" in backend.remark
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_card_that_does_not_say_what_it_is_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    """Rule: a card whose identity cannot be read is missing with the reason, as one or the only."""
+    read_text = Path.read_text
+
+    def refuse(path: Path, **options: str) -> str:
+        if path == tmp_path / "card7/device/uevent":
+            raise OSError(errno.EIO, "Input/output error")
+        return read_text(path, **options)
+
+    card(tmp_path, 7, ARC)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    if alone:
+        with pytest.raises(BackendUnavailable, match="card7 is not known: Input/output error"):
+            opened(tmp_path)
+    else:
+        card(tmp_path, 1, ARC)
+        backend = opened(tmp_path)
+        assert len(backend.list_devices()) == 1
+        assert "card7 is not known: Input/output error" in backend.remark
+
+
 def test_a_sleeping_card_is_not_woken(tmp_path: Path) -> None:
     """Rule: a suspended card is listed without its sensors, and reported as sleeping."""
     card(tmp_path, 0, ARC, {"device/power/runtime_status": "suspended"})

@@ -11,6 +11,7 @@ import pytest
 from exo.gpu.backends.metal import DEVICE_ID, MetalBackend
 from exo.gpu.backends.webgpu import WebGPUDevice
 from exo.gpu.factory import GPUBackendFactory
+from exo.gpu.telemetry.probe import FIGURES
 from exo.gpu.vocabulary.device import HOST_POOL, DeviceType
 from exo.gpu.vocabulary.errors import (
     BackendError,
@@ -95,6 +96,15 @@ def test_a_macmon_that_misbehaves_leaves_the_memory(
     for reading in ("power_watts", "compute_utilization_percent", "temperature_celsius"):
         assert reason in sample.missing_reasons[reading]
     anyio.run(made.shutdown)
+
+
+def test_its_speed_is_measured_by_its_own_shaders(backend: MetalBackend) -> None:
+    """Rule: a Mac needs no Vulkan driver: every figure has an operation, which does its work."""
+    speed = backend.speed(backend.require(DEVICE_ID))
+    operations = speed.operations()
+    assert (set(operations), speed.reasons) == (set(FIGURES), {})
+    assert operations["fp32_gflops"](1) > 0
+    speed.close()
 
 
 @pytest.mark.shows("metal", "memory", "fake")

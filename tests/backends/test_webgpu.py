@@ -128,3 +128,19 @@ def test_nothing_is_printed(vulkan_environment: dict[str, str]) -> None:
         )
         assert (done.stdout, done.stderr) == ("", "")
     assert logging.getLogger("exo.gpu").level == logging.NOTSET
+
+
+def test_a_write_of_many_pieces_arrives_wherever_it_begins(device: WebGPUDevice) -> None:
+    """Rule: what goes in pieces through shared memory lands byte for byte, and touches no neighbour."""
+    length = 2 * 16 * 2**20 + 5
+    data = os.urandom(2**16) * (length // 2**16) + os.urandom(length % 2**16)
+    buffer = device.create_buffer(length + 16)
+    for offset in (0, 3, 8):
+        device.write(buffer, 0, b"\x11" * 8)
+        device.write(buffer, length + 8, b"\x22" * 8)
+        device.write(buffer, offset, data)
+        assert device.read(buffer, offset, length) == data
+        assert device.read(buffer, 0, offset) == b"\x11" * offset
+        if offset < 8:
+            assert device.read(buffer, length + 8, 8) == b"\x22" * 8
+    device.free(buffer)

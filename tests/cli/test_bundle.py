@@ -17,9 +17,11 @@ from exo.gpu.backends.capture import MOST_BYTES, capture
 from exo.gpu.backends.cpu import CPUBackend
 from exo.gpu.backends.rocm import RocmBackend
 from exo.gpu.bundle import Mask, masked, secrets, write
+from exo.gpu.cli.commands import doctor
 from exo.gpu.cli.commands.doctor import write_bundle
 from exo.gpu.discovery import GPUDiscoveryService
 from exo.gpu.nodes.local import LocalNode
+from tests.backends.nvml.fake_nvml import H100, VARIABLE, FakeNvml, build
 from tests.backends.sysfs import ARC, RX, card
 
 UNIQUE = RX["device/unique_id"]
@@ -102,6 +104,30 @@ def test_the_command_writes_a_capture(devices: Path, exo_gpu: Any, tmp_path: Pat
     failed = exo_gpu("doctor", "--bundle", str(tmp_path / "no/such/folder.tar.gz"))
     assert failed.returncode == 1
     assert "No such file" in failed.stderr
+
+
+def test_what_nvml_answers_is_in_a_capture(
+    machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: NVIDIA's answers come along, masked as everywhere; a driver that hangs is left out."""
+    try:
+        nvml = FakeNvml(build(tmp_path), tmp_path / "nvml.txt")
+    except FileNotFoundError:
+        pytest.skip("no C compiler on this machine: apt install gcc libc6-dev")
+    monkeypatch.setenv(VARIABLE, str(nvml.description))
+    nvml.write(H100 | {"uuid": UUID})
+    path = tmp_path / "capture.tar.gz"
+    service = GPUDiscoveryService(backends={"cpu": CPUBackend()}, environ={})
+    with LocalNode(dict(os.environ), service) as node:
+        write_bundle(path, node, {}, root=machine, nvml=nvml.library)
+        answers = (unpacked(path) / "nvml.txt").read_text()
+        assert "0.name=NVIDIA H100 PCIe" in answers
+        assert UUID not in answers
+        assert f"GPU-{masked(UUID.removeprefix('GPU-'))}" in answers
+        nvml.change("0.latency", 100)
+        monkeypatch.setattr(doctor, "NVML_SECONDS", 0.01)
+        write_bundle(tmp_path / "hung.tar.gz", node, {}, root=machine, nvml=nvml.library)
+        assert not (unpacked(tmp_path / "hung.tar.gz") / "nvml.txt").exists()
 
 
 # Masking

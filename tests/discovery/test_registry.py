@@ -15,7 +15,7 @@ from typing import Any
 import platformdirs
 import pytest
 
-from exo.gpu import registry as registry_room
+from exo.gpu import file_lock
 from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
 from exo.gpu.registry import MOST_ABSENT, Contents, DeviceRegistry, open_default
 from exo.gpu.vocabulary.device import GPUDevice
@@ -223,7 +223,7 @@ def test_a_lock_that_is_never_given_back_is_not_waited_for(
     path.parent.mkdir()
     folder = os.open(path.parent, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
-    monkeypatch.setattr(registry_room, "_LOCK_SECONDS", 0.02)
+    monkeypatch.setattr(file_lock, "LOCK_SECONDS", 0.02)
     look(path, ("cuda", [card(0, "a")]))
     os.close(folder)
     assert len(DeviceRegistry(path).read().known) == 1

@@ -75,6 +75,30 @@ def test_the_first_backend_with_a_device_is_the_default(
         anyio.run(GPUBackendFactory.create_backend)
 
 
+class Empty(GPUBackend):
+    """A driver that opens and has no device."""
+
+    name = "empty"
+    closed = 0
+
+    def find(self) -> list[GPUDevice]:
+        return []
+
+    async def shutdown(self) -> None:
+        self.closed += 1
+
+
+def test_what_was_opened_in_vain_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: a driver that is only looked at is shut down, whether or not it has a device."""
+    empty, cpu = Empty(), GPUBackendFactory.make("cpu")
+    both = {"empty": empty, "cpu": cpu}
+    monkeypatch.setattr(GPUBackendFactory, "make_all", classmethod(lambda _, environ=None: both))
+    assert anyio.run(detect_available_backends) == ["cpu"]
+    assert empty.closed == 1
+    assert anyio.run(GPUBackendFactory.create_backend) is cpu
+    assert (empty.closed, len(cpu.list_devices())) == (2, 1)
+
+
 class Breaks(GPUBackend):
     """A driver whose binding breaks in a way that nobody foresaw."""
 

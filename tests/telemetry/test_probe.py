@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exo.gpu import file_lock
 from exo.gpu.telemetry.probe import (
     FIGURES,
     Run,
@@ -289,6 +291,15 @@ class TestCache:
             "probes.json",
             "probes.json.lock",
         ]
+
+    def test_a_writer_that_stands_still_holds_nobody_up(self, tmp_path, monkeypatch):
+        """Rule: a lock that is never given back costs a bounded time."""
+        path = tmp_path / "probes.json"
+        monkeypatch.setattr(file_lock, "LOCK_SECONDS", 0.02)
+        with (tmp_path / "probes.json.lock").open("a") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            ProbeCache(path).keep([result_of(gflops=7.0)])
+        assert json.loads(path.read_text())[0]["hardware_id"] == CARD.hardware_id
 
     def test_where_it_lies(self, monkeypatch, tmp_path):
         """Rule: where the variable says, else where platformdirs would have it."""

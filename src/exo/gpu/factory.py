@@ -94,6 +94,7 @@ class GPUBackendFactory:
         for backend in cls.make_all().values():
             if await _opens(backend):
                 return backend
+            await backend.shutdown()
         raise BackendUnavailable("no backend has a device")
 
 
@@ -103,7 +104,7 @@ async def detect_available_backends() -> list[str]:
     for name, backend in GPUBackendFactory.make_all().items():
         if await _opens(backend):
             available.append(name)
-            await backend.shutdown()
+        await backend.shutdown()
     return available
 
 

@@ -6,7 +6,6 @@ It compares and keeps; who asks the drivers is ``discovery.py``.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import logging
 import os
@@ -14,12 +13,12 @@ import platform
 import re
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
+from exo.gpu.file_lock import wait_for_lock
 from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.messages import WireValue
 
@@ -34,10 +33,6 @@ PATH_VARIABLE = "EXO_GPU_REGISTRY"
 # Beyond this many devices that are gone, those gone longest are forgotten: cloud machines and
 # MIG instances come with a new identity each time.
 MOST_ABSENT = 64
-
-# Another process holds the lock for the time of one write, well under this.
-_LOCK_SECONDS = 1.0
-_LOCK_PAUSE_SECONDS = 0.005
 
 
 @runtime_checkable
@@ -135,7 +130,7 @@ class DeviceRegistry:
             yield
             return
         try:
-            _lock(folder)
+            wait_for_lock(folder, what=str(self.path))
             yield
         finally:
             os.close(folder)
@@ -260,19 +255,3 @@ def _free(name: str, taken: set[str]) -> str:
 def label_order(name: str) -> tuple[int, ...]:
     """Labels in the order of people, cuda:2 before cuda:10."""
     return tuple(int(digits) for digits in re.findall(r"[0-9]+", name.partition(":")[2]))
-
-
-def _lock(folder: int) -> None:
-    """Wait for the folder's lock; on a file system without locks, or in vain, go on without."""
-    ends = time.monotonic() + _LOCK_SECONDS
-    while time.monotonic() < ends:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOCK_PAUSE_SECONDS)
-        except OSError as error:
-            logger.debug("no locks here: %s", error)
-            return
-        else:
-            return
-    logger.info("another process kept the registry's lock for %g s", _LOCK_SECONDS)

@@ -197,9 +197,9 @@ int nvmlDeviceGetNvLinkRemotePciInfo_v2(Device *device, unsigned link, PciInfo *
 }
 #endif
 
-/* Events: an XID shows once for every new serial number. */
+/* Events: an XID shows once for every new serial number. A set dies with its opening. */
 
-typedef struct { Device *members[MOST_DEVICES]; int count; } EventSet;
+typedef struct { Device *members[MOST_DEVICES]; int count, generation; } EventSet;
 
 int nvmlEventSetCreate(EventSet **result) {
     const char *text;
@@ -207,6 +207,7 @@ int nvmlEventSetCreate(EventSet **result) {
     if (code) return code;
     if (value("events")) return ask("events", &text);
     *result = calloc(1, sizeof **result);
+    (*result)->generation = generation;
     return SUCCESS;
 }
 
@@ -233,6 +234,7 @@ typedef struct {
 int nvmlEventSetWait_v2(EventSet *set, Event *event, unsigned milliseconds) {
     for (unsigned waited = 0;; waited += 2) {
         int code = ready();
+        if (!code && set->generation != generation) code = INVALID_ARGUMENT;
         if (code) return code;
         for (int i = 0; i < set->count; i++) {
             Device *device = set->members[i];

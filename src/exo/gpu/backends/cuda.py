@@ -153,6 +153,19 @@ class CudaBackend(CudaBuffers):
         session, _ = self._nvml()
         return session.ask("links", lambda: nvml_links.links(session, self._targets(session)))
 
+    def capture(self) -> str:
+        """What NVML answers to every question here; see :mod:`exo.gpu.backends.nvml_capture`.
+
+        Raises:
+            BackendUnavailable: without the driver.
+
+        """
+        from exo.gpu.backends import nvml_capture
+
+        session, _ = self._nvml()
+        session.open()
+        return nvml_capture.capture(session.nvml)
+
     def watch_xids(self) -> XidWatch:
         """The errors that the driver reports by number, as they happen.
 

@@ -49,7 +49,14 @@ class Card:
     def __init__(self, path: Path, number: int) -> None:
         self.path = path
         self.number = number
-        lines = self._optional("device/uevent").splitlines()
+        self.trouble = ""
+        """Why it does not say what it is; empty where it does, or where nothing is plugged in."""
+        try:
+            lines = (path / "device/uevent").read_text(errors="replace").splitlines()
+        except OSError as error:
+            lines = []
+            if error.errno != errno.ENOENT:
+                self.trouble = f"{path} is not known: {error.strerror}"
         self._event = dict(line.split("=", 1) for line in lines if "=" in line)
 
     @property
@@ -207,14 +214,14 @@ def temperature_limits(card: Card, sensor: Callable[[], str]) -> tuple[float | N
     return limit("_crit"), limit("_emergency")
 
 
-def cards(root: Path = SYSFS, *, vendor: str) -> list[Card]:
-    """The cards of a PCI vendor (four hexadecimal digits), in PCI order."""
+def cards(root: Path = SYSFS, *, vendor: str = "") -> list[Card]:
+    """The cards of a PCI vendor (four hexadecimal digits), or all, in PCI order."""
     found: list[Card] = []
     for path in root.glob("card[0-9]*") if root.is_dir() else ():
         match = _CARD.fullmatch(path.name)
         if match:
             card = Card(path, int(match[1]))
-            if card.pci_id.startswith(f"{vendor}:"):
+            if not vendor or card.pci_id.startswith(f"{vendor}:"):
                 found.append(card)
     return sorted(found, key=lambda card: (card.pci_address or "", card.number))
 

@@ -82,16 +82,22 @@ class DrmBackend(WebGPUBuffers):
 
     def find(self) -> list[GPUDevice]:
         """Every card (``lspci -k``), less those hidden by the environment."""
-        listed = [card for card in self._all_cards() if card.driver in self.drivers]
+        every = drm.cards(self._root)
+        listed = [
+            card
+            for card in every
+            if card.driver in self.drivers and card.pci_id.startswith(f"{self._vendor}:")
+        ]
+        notes = [card.trouble for card in every if card.trouble]
         if not listed:
             names = " or ".join(self.drivers)
+            nothing = f"no card of the {names} driver under {self._root}"
             raise BackendUnavailable(
-                f"no card of the {names} driver under {self._root}",
+                "; ".join((nothing, *notes)),
                 f"load the driver: modprobe {names}; in a container, mount /sys",
             )
         present: list[GPUDevice] = []
         cards: dict[str, drm.Card] = {}
-        notes: list[str] = []
         for card in listed:
             try:
                 present.append(self._describe(f"{self.name}:{len(present)}", card))

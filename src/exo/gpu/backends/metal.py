@@ -18,6 +18,8 @@ from exo.gpu.vocabulary.metrics import GPUMetrics
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from exo.gpu.backends.webgpu_speed import WebGPUSpeed
+
 _TELEMETRY: tuple[str, ...] = (
     "compute_utilization_percent",
     "power_watts",
@@ -109,11 +111,18 @@ class MetalBackend(WebGPUBuffers):
         """Nothing: Metal has no variable that hides its GPU, so other work still sees it."""
         return {}
 
+    def speed(self, device: GPUDevice) -> WebGPUSpeed:
+        """What can be timed on the one GPU there is."""
+        from exo.gpu.backends.webgpu_speed import WebGPUSpeed
+
+        total, used = self._room(device)
+        return WebGPUSpeed(self._open(), free_bytes=total - used)
+
     def _adapter(self, device: GPUDevice) -> WebGPUDevice:
         del device
         return self._open()
 
-    def _room(self, device: GPUDevice) -> tuple[int | None, int | None]:
+    def _room(self, device: GPUDevice) -> tuple[int, int]:
         del device
         memory = host.memory()
         return memory.total_bytes, memory.used_bytes

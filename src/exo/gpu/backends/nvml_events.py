@@ -36,7 +36,8 @@ class Xid(NamedTuple):
 class XidWatch:
     """Waits for XIDs on a daemon thread of its own until it is closed.
 
-    ``refused`` says by device id why the driver reports none of a device.
+    ``refused`` says by device id why the driver reports none of a device. NVML counts who opened
+    it: this is one more, so that a search for devices, which opens it anew, ends no waiting.
     """
 
     def __init__(self, nvml: Any, targets: Sequence[Target]) -> None:
@@ -47,7 +48,8 @@ class XidWatch:
         self._closing = threading.Event()
         self._failure = ""
         try:
-            self._set = nvml.nvmlEventSetCreate()
+            nvml.nvmlInit()
+            self._set = self._new_set()
         except nvml.NVMLError as error:
             raise BackendError(f"the driver reports no XIDs: {error}") from error
         self._names: dict[int | None, str] = {}
@@ -84,6 +86,13 @@ class XidWatch:
             self._changed.notify_all()
         self._thread.join(_CLOSE_SECONDS)
 
+    def _new_set(self) -> Any:
+        try:
+            return self._nvml.nvmlEventSetCreate()
+        except self._nvml.NVMLError:
+            self._nvml.nvmlShutdown()
+            raise
+
     def _register(self, target: Target) -> None:
         nvml = self._nvml
         handle = target.handle if target.parent is None else target.parent
@@ -113,10 +122,11 @@ class XidWatch:
             with self._changed:
                 self._kept.append(Xid(self._names.get(place, "unknown"), event.eventData))
                 self._changed.notify_all()
-        try:
-            nvml.nvmlEventSetFree(self._set)
-        except nvml.NVMLError as error:
-            logger.debug("nvmlEventSetFree: %s", error)
+        for let_go in (lambda: nvml.nvmlEventSetFree(self._set), nvml.nvmlShutdown):
+            try:
+                let_go()
+            except nvml.NVMLError as error:
+                logger.debug("the end of a watch for XIDs: %s", error)
 
     def _fail(self, reason: str) -> None:
         with self._changed:

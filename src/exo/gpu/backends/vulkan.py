@@ -66,20 +66,21 @@ class VulkanGPUBackend(WebGPUBuffers):
         self.remark = "; ".join(
             f"{driver['manifest']} {driver['reason']}" for driver in drivers if "reason" in driver
         )
-        self._keys = {}
+        known: dict[str, tuple[AdapterKey, int]] = {}
+        memories: dict[str, tuple[vulkan_drivers.MemoryHeap, ...]] = {}
         only = environ.get(INDEX_VARIABLE, "")
         keys: list[AdapterKey] = []
         found: list[GPUDevice] = []
-        self._heaps = {}
         for device, key, heaps in vulkan_drivers.distinct(drivers):
             rank = keys.count(key)
             keys.append(key)
             if only.isdigit() and len(manifests) == 1 and device.driver_index != int(only):
                 continue
             device_id = f"vulkan:{len(found)}"
-            self._keys[device_id] = (key, rank)
-            self._heaps[device_id] = heaps
+            known[device_id] = (key, rank)
+            memories[device_id] = heaps
             found.append(msgspec.structs.replace(device, device_id=device_id))
+        self._keys, self._heaps = known, memories  # whole, since others may use them meanwhile
         self._devices = {device.device_id: device for device in found}
         return found
 

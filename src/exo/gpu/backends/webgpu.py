@@ -69,7 +69,7 @@ class WebGPUDevice:
         self._api = api
         self._lock = threading.RLock()
         self._pipelines: OrderedDict[tuple[str, int], Any] = OrderedDict()
-        self._shared: Any = None
+        self._shared: dict[int, Any] = {}
         self._wgpu = _import_wgpu()
         with self._errors():
             adapters = self._find(index, key)
@@ -174,7 +174,7 @@ class WebGPUDevice:
         """Let go of the device; harmless twice."""
         with self._lock:
             self._pipelines.clear()
-            self._shared = None
+            self._shared.clear()
             self._device.destroy()
 
     def _find(self, index: int, key: AdapterKey | None) -> list[Any]:
@@ -219,10 +219,13 @@ class WebGPUDevice:
         elif after:  # up to the padded end: nothing lies behind
             data += bytes(after)
         view = memoryview(data)
-        for start in range(0, len(view), _PIECE_BYTES):
-            piece = view[start : start + _PIECE_BYTES]
-            self._device.queue.write_buffer(buffer, offset + start, piece)
+        if len(view) <= _PIECE_BYTES:
+            self._device.queue.write_buffer(buffer, offset, view)
             self._device.queue.submit([])  # else the driver keeps the staging buffer for later
+            return
+        # Many pieces at once would each take fresh memory, which the driver clears first.
+        for start in range(0, len(view), _PIECE_BYTES):
+            self._fill(buffer, offset + start, view[start : start + _PIECE_BYTES])
 
     def _read(self, buffer: Any, offset: int, size: int) -> bytes:
         before = offset % _WORD
@@ -239,18 +242,36 @@ class WebGPUDevice:
         return data if len(data) == size else data[before : before + size]
 
     def _fetch(self, buffer: Any, start: int, length: int, out: io.BytesIO) -> None:
-        """One piece through memory that the driver shares with us, taken once and kept."""
-        if self._shared is None:
-            usage = self._wgpu.BufferUsage
-            self._shared = self._buffer(_PIECE_BYTES, usage.COPY_DST | usage.MAP_READ)
+        """One piece through memory that the driver shares with us."""
+        usage = self._wgpu.BufferUsage
+        shared = self._share(usage.COPY_DST | usage.MAP_READ)
         encoder = self._device.create_command_encoder()
-        encoder.copy_buffer_to_buffer(buffer, start, self._shared, 0, length)
+        encoder.copy_buffer_to_buffer(buffer, start, shared, 0, length)
         self._device.queue.submit([encoder.finish()])
-        self._shared.map_sync(self._wgpu.MapMode.READ, 0, length)
+        shared.map_sync(self._wgpu.MapMode.READ, 0, length)
         try:
-            out.write(self._shared.read_mapped(0, length, copy=False))
+            out.write(shared.read_mapped(0, length, copy=False))
         finally:
-            self._shared.unmap()
+            shared.unmap()
+
+    def _fill(self, buffer: Any, start: int, piece: memoryview) -> None:
+        """One piece the other way; mapping waits for the piece before it."""
+        usage = self._wgpu.BufferUsage
+        shared = self._share(usage.COPY_SRC | usage.MAP_WRITE)
+        shared.map_sync(self._wgpu.MapMode.WRITE, 0, len(piece))
+        try:
+            shared.write_mapped(piece, 0)
+        finally:
+            shared.unmap()
+        encoder = self._device.create_command_encoder()
+        encoder.copy_buffer_to_buffer(shared, 0, buffer, start, len(piece))
+        self._device.queue.submit([encoder.finish()])
+
+    def _share(self, usage: int) -> Any:
+        """Memory for one piece that the driver shares with us, taken once for each way and kept."""
+        if usage not in self._shared:
+            self._shared[usage] = self._buffer(_PIECE_BYTES, usage)
+        return self._shared[usage]
 
     def _dispatch(self, shader: str, buffers: list[Any], groups: tuple[int, int, int]) -> None:
         pipeline = self._pipeline(shader, len(buffers))

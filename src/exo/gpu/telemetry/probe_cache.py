@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
+from exo.gpu.file_lock import wait_for_lock
 from exo.gpu.vocabulary.probe import PairResult, ProbeResult
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class _Cache(Generic[Result, Key]):
         with _turn(self._path.with_name(f"{self._path.name}.lock")):
             known = self._read(set_aside=True)
             known.update((self._key(result), result) for result in results)
-            draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            draft = self._path.with_name(f"{self._path.name}.{os.getpid()}-{threading.get_ident()}")
             draft.write_bytes(msgspec.json.encode(list(known.values())))
             draft.replace(self._path)
 
@@ -143,5 +144,5 @@ class PairCache(_Cache[PairResult, tuple[str, str]]):
 def _turn(lock: Path) -> Generator[None]:
     """Wait for the other writers; the lock ends with this process, however it ends."""
     with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        wait_for_lock(file.fileno(), what=str(lock))
         yield

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from exo.gpu.discovery import DiscoveryReport
     from exo.gpu.nodes.local import LocalNode
 
+# All questions to a machine full of GPUs; a driver that hangs is left out.
+NVML_SECONDS = 10.0
+
 
 @click.command(epilog="Exit status: 0, also where backends are missing; 1 without even a host.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
@@ -49,11 +52,16 @@ def command(as_json: bool, bundle: Path | None) -> int:
 
 
 def write_bundle(
-    path: Path, node: LocalNode, findings: dict[str, Any], root: Path | None = None
+    path: Path,
+    node: LocalNode,
+    findings: dict[str, Any],
+    root: Path | None = None,
+    nvml: str | None = None,
 ) -> int:
-    """Write what was found, what devices told and the cards' sysfs trees, masked; how many files.
+    """Write what was found, what devices told and the drivers' own answers, masked; how many files.
 
-    ``root`` is where the DRM cards lie, by default the system's place.
+    ``root`` is where the DRM cards lie, ``nvml`` the path of NVIDIA's library, by default the
+    system's.
 
     Raises:
         OSError: when it cannot be written.
@@ -69,6 +77,7 @@ def write_bundle(
     from exo.gpu.backends.drm import SYSFS
 
     trees = {f"sysfs/{name}": data for name, data in capture(root or SYSFS).items()}
+    trees |= _nvml_answers(nvml)
     report = node.inventory()
     documents: dict[str, Any] = {
         "doctor.json": findings,
@@ -93,6 +102,28 @@ def write_bundle(
         [*(device.hardware_id for device in known), *bundle.secrets(trees)],
     )
     return bundle.write(path, {**trees, **written}, mask)
+
+
+def _nvml_answers(library: str | None) -> dict[str, bytes]:
+    """What NVML tells, as a file; nothing without NVIDIA's driver, or where it hangs."""
+    import anyio
+
+    from exo.gpu.backend import call_with_deadline
+    from exo.gpu.backends.cuda import CudaBackend
+    from exo.gpu.vocabulary.errors import BackendUnavailable
+
+    backend = CudaBackend(library=library)
+    try:
+        text = call_with_deadline(
+            backend.capture, seconds=NVML_SECONDS, name="exo-gpu-capture-nvml"
+        )
+    except BackendUnavailable:
+        return {}
+    except TimeoutError as error:
+        complain(f"NVML's answers were left out: {error}")
+        return {}
+    anyio.run(backend.shutdown)
+    return {"nvml.txt": text.encode()}
 
 
 def _packages() -> dict[str, str]:
