@@ -72,6 +72,7 @@ def scripted_environment(folder: Path) -> dict[str, str]:
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "EXO_GPU_FAKE": str(MACHINE),
         "EXO_GPU_STATE": str(folder / "state"),
+        "EXO_GPU_HISTORY": str(folder / "history.sqlite"),
     }
 
 

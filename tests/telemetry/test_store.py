@@ -35,10 +35,7 @@ def now(seconds: float = 0.0):
 def powers(path, device="cuda:0", since=START, until=START + 600, points=600):
     """Count and mean of the power at each second of ten minutes."""
     with HistoryReader(path) as reader:
-        series = reader.series(
-            device, "power_watts", since=since, until=until, points=points
-        )
-    return series
+        return reader.series(device, "power_watts", since=since, until=until, points=points)
 
 
 @pytest.mark.parametrize("seconds", [30, 400])
@@ -77,7 +74,9 @@ def test_adding_never_waits_for_the_disk(path):
     other = open_history(path, write_ahead=True, journal_bytes=1 << 20)
     with immediate(other):
         writer.add(plain("cuda:0", 20))
-        while writer.statistics.waiting != 20 or not writer._writing:  # a flush has begun, and waits
+        while (
+            writer.statistics.waiting != 20 or not writer._writing
+        ):  # a flush has begun, and waits
             threading.Event().wait(0.01)
         writer.add(plain("cuda:0", 80, start=START + 100))
         assert writer.statistics.dropped == 30

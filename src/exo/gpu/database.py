@@ -76,6 +76,9 @@ def open_history(
             connection.execute(f"PRAGMA journal_mode={'WAL' if write_ahead else 'DELETE'}")
             connection.execute(f"PRAGMA synchronous={'NORMAL' if write_ahead else 'FULL'}")
             connection.execute(f"PRAGMA journal_size_limit={journal_bytes}")
+            page_bytes = int(connection.execute("PRAGMA page_size").fetchone()[0])
+            pages = max(1, journal_bytes // page_bytes // 2)  # the other half for one transaction
+            connection.execute(f"PRAGMA wal_autocheckpoint={pages}")
         except BaseException:
             connection.close()
             raise

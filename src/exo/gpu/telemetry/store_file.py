@@ -109,9 +109,7 @@ def _open(path: Path, *, network: bool, journal_bytes: int) -> tuple[Connection,
         with reading(connection):
             version_of(connection, path)
 
-    connection = open_history(
-        path, write_ahead=not network, journal_bytes=journal_bytes, look=look
-    )
+    connection = open_history(path, write_ahead=not network, journal_bytes=journal_bytes, look=look)
     try:
         before = migrate(connection, path)
     except BaseException:
