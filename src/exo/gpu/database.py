@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from exo.gpu.vocabulary.errors import StoreDamaged, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
 Connection = sqlite3.Connection
@@ -44,8 +44,16 @@ def open_shared(path: Path, schema: str) -> Connection:
     return connection
 
 
-def open_history(path: Path, *, write_ahead: bool, journal_bytes: int) -> Connection:
+def open_history(
+    path: Path,
+    *,
+    write_ahead: bool,
+    journal_bytes: int,
+    look: Callable[[Connection], object] | None = None,
+) -> Connection:
     """Open a database of one user for its only writer, and make it if it is not there.
+
+    ``look`` may refuse it by raising, before anything in the file is changed.
 
     With ``write_ahead`` any number of processes may read while it is written, and its log is cut
     to ``journal_bytes`` after each checkpoint; that needs memory shared between them, which a
@@ -61,10 +69,16 @@ def open_history(path: Path, *, write_ahead: bool, journal_bytes: int) -> Connec
     with _opening(path):
         connection = _connect(path, "rwc")
         try:
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # counts before the first table
+            if look is not None:
+                look(connection)
+            if not connection.execute("PRAGMA page_count").fetchone()[0]:
+                connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # before the first table
             connection.execute(f"PRAGMA journal_mode={'WAL' if write_ahead else 'DELETE'}")
             connection.execute(f"PRAGMA synchronous={'NORMAL' if write_ahead else 'FULL'}")
             connection.execute(f"PRAGMA journal_size_limit={journal_bytes}")
+            page_bytes = int(connection.execute("PRAGMA page_size").fetchone()[0])
+            pages = max(1, journal_bytes // page_bytes // 2)  # the other half for one transaction
+            connection.execute(f"PRAGMA wal_autocheckpoint={pages}")
         except BaseException:
             connection.close()
             raise

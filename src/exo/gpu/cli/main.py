@@ -29,6 +29,7 @@ COMMANDS = {
     "select": "Choose devices for a piece of work, and say why.",
     "run": "Run a command pinned to the device that suits it best.",
     "map": "Run a command for every item, spread over the devices.",
+    "history": "Show what a device did: its readings over time.",
     "config": "Show every setting, and where its value comes from.",
     "watch": "Sample every device over and over, and keep the history.",
     "completion": "Print the completion script for bash, zsh or fish.",

@@ -148,10 +148,10 @@ def unpack_minute(data: bytes) -> Numbers:
     places = [place for place in range(len(STEPS)) if mask >> place & 1]
     rolled = np.full((len(STEPS), len(PARTS)), np.nan)
     rolled[:, 3] = 0
-    try:
-        rolled[places] = np.frombuffer(data, np.float64, -1, _MASK_BYTES).reshape(-1, len(PARTS))
-    except ValueError as error:
-        raise StoreDamaged(f"a minute's rollups cannot be read: {error}") from error
+    if len(data) != _MASK_BYTES + len(places) * len(PARTS) * rolled.itemsize:
+        raise StoreDamaged(f"a minute's rollups of {len(data)} bytes cannot be read")
+    known = np.frombuffer(data, np.float64, -1, _MASK_BYTES)
+    rolled[places] = known.reshape(-1, len(PARTS))
     return rolled
 
 

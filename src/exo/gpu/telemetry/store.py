@@ -227,16 +227,14 @@ class HistoryWriter:
         ticket: int,
     ) -> None:
         problem: str | None = None
-        is_written, refused = False, 0
+        refused = 0
         try:
             refused = self._recorder.write(samples, events)
-            is_written = True
-            self._recorder.tidy()
         except StoreError as error:
             problem = str(error)
         with self._turn:
             self._writing = 0
-            if is_written:
+            if problem is None:
                 self._written += len(samples) - refused
                 self._refused += refused
                 self._flushed = ticket

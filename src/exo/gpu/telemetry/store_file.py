@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.database import Connection, check_whole_file, open_history
+from exo.gpu.database import Connection, check_whole_file, open_history, reading
 from exo.gpu.file_systems import NETWORK_FILE_SYSTEMS, file_system
-from exo.gpu.telemetry.store_schema import VERSION, migrate
+from exo.gpu.telemetry.store_schema import VERSION, migrate, version_of
 from exo.gpu.vocabulary.errors import StoreDamaged, StoreError
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class OpenFile(msgspec.Struct, frozen=True):
 def open_file(path: Path, *, journal_bytes: int, now: float) -> OpenFile:
     """Open a history for writing, and make it if it is not there.
 
-    All of it is read once, so that damage is found before anything is added (about a second for
-    each GiB). A damaged file is set aside, which the log tells too. ``now`` is Unix seconds.
+    All of it is read once, so that damage is found before anything is added (two or three seconds
+    for each GiB). A damaged file is set aside, which the log tells too. ``now`` is Unix seconds.
 
     Raises:
         StoreTooNew: when a later release wrote it.
@@ -104,9 +104,13 @@ def _forget_oldest(path: Path) -> None:
 
 
 def _open(path: Path, *, network: bool, journal_bytes: int) -> tuple[Connection, int | None]:
-    connection = open_history(path, write_ahead=not network, journal_bytes=journal_bytes)
-    try:
+    def look(connection: Connection) -> None:
         check_whole_file(connection)
+        with reading(connection):
+            version_of(connection, path)
+
+    connection = open_history(path, write_ahead=not network, journal_bytes=journal_bytes, look=look)
+    try:
         before = migrate(connection, path)
     except BaseException:
         connection.close()

@@ -54,7 +54,7 @@ class Recorder:
         self.identities = Identities()
         self._newest_minute = 0
         self._inode = 0
-        self._is_untidy = self._is_lost = False
+        self._is_lost = False
         self.opened = self._open_file()
         try:
             self._open_minutes = self._load()
@@ -77,6 +77,8 @@ class Recorder:
         """
         rows = tabulate(samples, self.identities.number_of)
         plan = self._open_minutes.plan(rows, now=time.monotonic())
+        if len(rows):
+            self._newest_minute = max(self._newest_minute, int(rows.minutes.max()))
         if plan.over is None and not plan.open and not events:
             return len(samples) - len(rows)
         if self._is_lost:
@@ -86,28 +88,9 @@ class Recorder:
         except StoreDamaged as error:
             self._begin_anew(self._set_aside(error))
             self._commit(plan, events)
-        if len(rows):
-            self._newest_minute = max(self._newest_minute, int(rows.minutes.max()))
-        self._is_untidy = self._is_untidy or plan.over is not None
+        if plan.over is not None:  # once a minute, as a rule
+            self._is_lost = not self._is_in_place()
         return len(samples) - len(rows)
-
-    def tidy(self) -> None:
-        """Pack and delete what is due, if a minute ended since the last time.
-
-        Raises:
-            StoreError: when the disk takes nothing; nothing is lost by that.
-
-        """
-        if not self._is_untidy:
-            return
-        try:
-            with immediate(self.opened.connection) as connection:
-                now = self._clock()
-                tidy(connection, self._limits, now=now, newest_minute=self._newest_minute)
-        except StoreDamaged as error:
-            self._begin_anew(self._set_aside(error))
-        self._is_untidy = False
-        self._is_lost = not self._is_in_place()
 
     def close(self) -> None:
         """Close the file; the open minutes wait in it for the next writer."""
@@ -124,6 +107,9 @@ class Recorder:
                     for event in events
                 ],
             )
+            if plan.over is not None:
+                now = self._clock()
+                tidy(connection, self._limits, now=now, newest_minute=self._newest_minute)
         self.identities.accept()
         self._open_minutes.accept(plan)
 
