@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,13 @@ def test_a_sleeping_card_is_not_woken(
     backend = opened(tmp_path)
     assert backend.require("rocm:0").hardware_id == "GPU-b6c8ee2f5e6e3b2a"
     touched: list[str] = []
-    read_text = Path.read_text
+    real_open = os.open
 
-    def watch(path: Path, **options: str) -> str:
-        touched.append(path.name)
-        return read_text(path, **options)
+    def watch(path: str, *arguments: int) -> int:
+        touched.append(Path(path).name)
+        return real_open(path, *arguments)
 
-    monkeypatch.setattr(Path, "read_text", watch)
+    monkeypatch.setattr(os, "open", watch)
     sample = backend.read("rocm:0")
     assert sample.sleeping
     assert set(sample.missing_reasons) == set(READINGS)

@@ -13,7 +13,7 @@ from exo.gpu.backends.support import support_level
 from exo.gpu.backends.webgpu_buffers import WebGPUBuffers, open_card
 from exo.gpu.vocabulary.device import HOST_POOL, GPUDevice
 from exo.gpu.vocabulary.errors import BackendError, BackendUnavailable, DeviceLost
-from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics
+from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics, carry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -106,15 +106,30 @@ class LevelZeroBackend(WebGPUBuffers):
             BackendError: when it gave nothing at all.
 
         """
+        return self._sample(device_id, None)
+
+    def read_quickly(self, device_id: str, before: GPUMetrics) -> GPUMetrics:
+        """The same with fan, power limit and PCIe link as they were ``before``.
+
+        Raises:
+            DeviceLost: when the card is gone.
+            BackendError: when it gave nothing at all.
+
+        """
+        return self._sample(device_id, before)
+
+    def _sample(self, device_id: str, before: GPUMetrics | None) -> GPUMetrics:
         self.require(device_id)
         card = self._cards[device_id]
         if card.sleeping:
             missing = dict.fromkeys(READINGS, "the card sleeps and was not woken")
             return GPUMetrics(device_id, time.time(), missing_reasons=missing, sleeping=True)
         source = level_zero_readings.Source(card, self._rates, self._proc)
-        values, missing = source.read()
+        values, missing = source.read(dear=before is None)
         if not values:
             raise BackendError(f"{device_id} gave no reading: {missing['clock_rate_mhz']}")
+        if before is not None:
+            carry(values, missing, before, level_zero_readings.DEAR)
         return GPUMetrics(device_id, time.time(), **values, missing_reasons=missing)
 
     def processes(self, device_id: str) -> list[DeviceProcess]:

@@ -19,7 +19,7 @@ from exo.gpu.vocabulary.errors import (
     DeviceLost,
     ReadingMissing,
 )
-from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics
+from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics, carry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -107,17 +107,32 @@ class RocmBackend(WebGPUBuffers):
             BackendError: when it gave nothing at all.
 
         """
+        return self._sample(device_id, None)
+
+    def read_quickly(self, device_id: str, before: GPUMetrics) -> GPUMetrics:
+        """The same with errors, fan, power limit and PCIe link as they were ``before``.
+
+        Raises:
+            DeviceLost: when the card is gone.
+            BackendError: when it gave nothing at all.
+
+        """
+        return self._sample(device_id, before)
+
+    def _sample(self, device_id: str, before: GPUMetrics | None) -> GPUMetrics:
         self.require(device_id)
         card, integrated = self._cards[device_id]
         if card.sleeping:
             reason = "the card sleeps and was not woken"
             missing = dict.fromkeys(READINGS, reason)
             return GPUMetrics(device_id, time.time(), missing_reasons=missing, sleeping=True)
-        values, missing = rocm_readings.read(card, integrated=integrated)
+        values, missing = rocm_readings.read(card, integrated=integrated, dear=before is None)
         if not values:
             raise BackendError(f"{device_id} gave no reading: {missing['memory_used_bytes']}")
         if "compute_utilization_percent" not in values:
             self._add_lower_bound(card, values, missing)
+        if before is not None:
+            carry(values, missing, before, rocm_readings.DEAR)
         return GPUMetrics(device_id, time.time(), **values, missing_reasons=missing)
 
     def processes(self, device_id: str) -> list[DeviceProcess]:
