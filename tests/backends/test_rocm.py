@@ -125,6 +125,48 @@ def test_all_that_sysfs_tells_is_read(tmp_path: Path) -> None:
     assert sample.power_window_seconds is None
 
 
+def test_dear_readings_are_not_touched_by_a_quick_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: errors, fan, power limit and link stay as they were and are named; the rest is new."""
+    folder = card(tmp_path, 0, RX, MORE)
+    backend = opened(tmp_path)
+    before = backend.read("rocm:0")
+    (folder / "device/ras/umc_err_count").write_text("ue: 7\nce: 70\n")
+    (folder / "device/gpu_busy_percent").write_text("88\n")
+    touched: list[str] = []
+    real_open = os.open
+
+    def watch(path: str, *arguments: int) -> int:
+        touched.append(Path(path).name)
+        return real_open(path, *arguments)
+
+    monkeypatch.setattr(os, "open", watch)
+    quick = backend.read_quickly("rocm:0", before)
+    assert not {"power1_cap", "fan1_input", "pp_dpm_pcie", "umc_err_count"} & set(touched)
+    assert set(quick.carried_readings) == {
+        "power_limit_watts",
+        "fan_percent",
+        "corrected_errors",
+        "uncorrected_errors",
+        "pcie_generation",
+        "pcie_width",
+    }
+    assert (quick.corrected_errors, quick.pcie_width) == (42, 8)
+    assert quick.compute_utilization_percent == 88
+    assert quick.missing_reasons == before.missing_reasons
+
+
+def test_sensors_that_move_are_found_again(tmp_path: Path) -> None:
+    """Rule: a driver bound anew may number its sensors otherwise; the next reading finds them."""
+    folder = card(tmp_path, 0, RX)
+    backend = opened(tmp_path)
+    assert backend.read("rocm:0").temperature_celsius == 61.5
+    (folder / SENSORS).rename(folder / "device/hwmon/hwmon9")
+    (folder / "device/hwmon/hwmon9/temp2_input").write_text("44000\n")
+    assert backend.read("rocm:0").temperature_celsius == 44
+
+
 def test_power_of_the_instant_says_so(tmp_path: Path) -> None:
     """Rule: power1_input is of the moment, and the window of an average is not told."""
     folder = card(tmp_path, 0, RX, {f"{SENSORS}/power1_average": None})
