@@ -6,6 +6,7 @@ import io
 import os
 import struct
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -104,14 +105,19 @@ def client(
 
 def broken_file(monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
     """The operating system's error for every file of this name that exists, from now on."""
-    opened = io.open
+    for module in (io, os):
+        _refuse(monkeypatch, module, name, code)
+
+
+def _refuse(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, code: int) -> None:
+    opened = module.open
 
     def refuse(file: object, *arguments: object, **options: object) -> object:
         if Path(str(file)).name == name and Path(str(file)).exists():
             raise OSError(code, os.strerror(code), str(file))
-        return opened(file, *arguments, **options)  # pyright: ignore[reportCallIssue, reportArgumentType, reportUnknownVariableType] - handed on as it came
+        return opened(file, *arguments, **options)
 
-    monkeypatch.setattr(io, "open", refuse)
+    monkeypatch.setattr(module, "open", refuse)
 
 
 def at(address: str, pci_id: str, driver: str) -> dict[str, str]:

@@ -105,7 +105,7 @@ IDENTITIES = {
     "b580": ("0000:09:00.0", None, 2850, "Intel GPU [8086:e20b]"),
 }
 
-_NOT_READINGS = {"device_id", "timestamp", "missing_reasons", "sleeping"}
+_NOT_READINGS = {"device_id", "timestamp", "missing_reasons", "sleeping", "carried_readings"}
 # What goes with a reading rather than being one.
 _BESIDE = {"utilization_is_lower_bound", "power_window_seconds", "memory_reserved_bytes"}
 

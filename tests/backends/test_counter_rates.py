@@ -74,6 +74,24 @@ def test_what_is_gone_is_forgotten() -> None:
         rates.rate(("rocm:0", "engine", "1"), 4)
 
 
+def test_a_counter_that_is_dropped_begins_anew() -> None:
+    """Rule: after drop() the next reading is the first; dropping an unknown one is harmless."""
+    rates, clock = started(0)
+    rates.drop(KEY)
+    rates.drop(("never", "told"))
+    clock.now += 1
+    with pytest.raises(ReadingMissing, match="the first"):
+        rates.rate(KEY, 1)
+
+
+def test_a_gap_is_no_rate() -> None:
+    """Rule: after longer than the caller allows there is no rate; the time may come with the value."""
+    rates, clock = started(0)
+    with pytest.raises(ReadingMissing, match="a gap"):
+        rates.rate(KEY, 100, at_seconds=clock.now + 31, longest_seconds=30)
+    assert rates.rate(KEY, 130, at_seconds=clock.now + 61, longest_seconds=30) == (1, 30)
+
+
 @given(steps=st.lists(st.tuples(st.floats(0, 10), st.integers(0, 2**63)), min_size=1, max_size=20))
 def test_no_rate_is_negative(steps: list[tuple[float, int]]) -> None:
     """Rule: whatever counter and clock do, a rate is missing or not below 0."""

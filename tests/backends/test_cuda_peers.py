@@ -47,3 +47,24 @@ def test_nvitop_reads_the_fake(nvml: FakeNvml) -> None:
     for expected in ("H100 PCIe", "Tesla T4", "0000:01:00.0", "0000:03:00.0", "10240MiB", "55C"):
         assert expected in shown
     assert "ERROR" not in shown
+
+
+def test_nvitop_in_the_same_process_disturbs_nothing(nvml: FakeNvml) -> None:
+    """Rule: nvitop replaces functions of pynvml; memory is read all the same, reserved told apart."""
+    if importlib.util.find_spec("nvitop") is None:
+        pytest.skip("nvitop is not installed: pip install nvitop")
+    nvml.write(H100)
+    program = (
+        "import nvitop\n"
+        "from exo.gpu.backends.cuda import CudaBackend\n"
+        f"backend = CudaBackend(environ={{}}, library={nvml.library!r})\n"
+        "(device,), sample = backend.find(), backend.read('cuda:0')\n"
+        "print(device.memory_bytes, sample.memory_used_bytes, sample.memory_reserved_bytes)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {VARIABLE: str(nvml.description)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == [str(80 * GIB), str(10 * GIB), str(GIB // 2)], done.stderr

@@ -34,6 +34,8 @@ def test_readings_are_in_base_units(nvml: FakeNvml, shown_on: Callable[[str, str
     assert (sample.clock_rate_mhz, sample.memory_clock_mhz, sample.fan_percent) == (1410, 1593, 30)
     assert (sample.pcie_generation, sample.pcie_width) == (5, 16)
     assert (sample.corrected_errors, sample.uncorrected_errors) == (2, 0)
+    assert (sample.encoder_percent, sample.decoder_percent) == (3, 4)
+    assert sample.performance_state == 0
     assert sample.throttle_reasons == ()
     assert sample.missing_reasons == ALWAYS_MISSING
 
@@ -64,6 +66,9 @@ def test_readings_are_in_base_units(nvml: FakeNvml, shown_on: Callable[[str, str
         (["ecc.volatile.corrected", "ecc.aggregate.corrected"], ["corrected_errors"]),
         (["pcie.generation"], ["pcie_generation"]),
         (["pcie.width"], ["pcie_width"]),
+        (["encoder"], ["encoder_percent"]),
+        (["decoder"], ["decoder_percent"]),
+        (["state"], ["performance_state"]),
         (
             ["memory.total"],
             ["memory_total_bytes", "memory_used_bytes", "memory_reserved_bytes"],
@@ -170,6 +175,7 @@ def test_a_fan_beyond_its_nominal_speed_runs_at_full_speed(nvml: FakeNvml) -> No
 def test_leaked_sentinels_are_no_readings(nvml: FakeNvml, sentinel: int) -> None:
     """Rule: a value that means "unknown" inside the driver never becomes a number."""
     narrow = ("utilization", "temperature", "clock", "pcie.width", "fan", "temperature.memory")
+    narrow += ("encoder", "state")
     nvml.write(H100 | dict.fromkeys(narrow, sentinel) | {"clock.max": 0xFFFFFFFF})
     backend = opened(nvml)
     assert backend.require("cuda:0").clock_rate_mhz is None
@@ -181,6 +187,8 @@ def test_leaked_sentinels_are_no_readings(nvml: FakeNvml, sentinel: int) -> None
         "clock_rate_mhz",
         "pcie_width",
         "fan_percent",
+        "encoder_percent",
+        "performance_state",
     ):
         assert getattr(sample, name) is None
         assert sample.missing_reasons[name]

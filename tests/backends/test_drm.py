@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from exo.gpu.backends import drm
 from exo.gpu.vocabulary.errors import DeviceLost, ReadingMissing
-from tests.backends.sysfs import ARC, RX, at, card
+from tests.backends.sysfs import ARC, RX, at, broken_file, card
 
 AMD = "1002"
 BUSY = "device/gpu_busy_percent"
@@ -62,7 +62,7 @@ def test_each_error_of_sysfs_has_its_reason(
     """Rule: an attribute that cannot be read is missing with the kernel's reason."""
     card(tmp_path, 0, RX)
     found = only(tmp_path)
-    fail_reads(monkeypatch, code)
+    broken_file(monkeypatch, "gpu_busy_percent", code)
     with pytest.raises(ReadingMissing, match=reason):
         found.text("device/gpu_busy_percent")
 
@@ -74,18 +74,9 @@ def test_a_card_that_is_gone_is_lost(
     """Rule: "no such device" concerns the whole card, not one attribute."""
     card(tmp_path, 0, RX)
     found = only(tmp_path)
-    fail_reads(monkeypatch, code)
+    broken_file(monkeypatch, "gpu_busy_percent", code)
     with pytest.raises(DeviceLost):
         found.number_of("device/gpu_busy_percent")
-
-
-def fail_reads(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    """The operating system's error for every read of a sysfs attribute from now on."""
-
-    def read_text(path: Path, **_: object) -> str:
-        raise OSError(code, errno.errorcode[code] if code != errno.EIO else "Input/output error")
-
-    monkeypatch.setattr(Path, "read_text", read_text)
 
 
 @pytest.mark.parametrize("text", ["", "N/A", "12 34", "0x10", "-1", str(2**64 - 1)])

@@ -165,6 +165,27 @@ def test_the_link_within_a_card_is_not_its_link(tmp_path: Path) -> None:
     assert (sample.pcie_generation, sample.pcie_width) == (1, 8)
 
 
+def test_dear_readings_are_carried_by_a_quick_reading(tmp_path: Path) -> None:
+    """Rule: fan, power limit and link stay as they were and are named; the rest is new."""
+    more = {
+        "device/hwmon/hwmon1/power1_max": "190000000",
+        "device/max_link_speed": "16.0 GT/s PCIe",
+        "device/max_link_width": "8",
+        "device/current_link_speed": "16.0 GT/s PCIe",
+        "device/current_link_width": "8",
+    }
+    folder = card(tmp_path, 0, ARC, more)
+    backend = opened(tmp_path)
+    before = backend.read("level_zero:0")
+    (folder / "device/current_link_width").write_text("4\n")
+    (folder / "device/tile0/gt0/freq0/act_freq").write_text("700\n")
+    quick = backend.read_quickly("level_zero:0", before)
+    assert quick.carried_readings == ("power_limit_watts", "pcie_generation", "pcie_width")
+    assert (quick.power_limit_watts, quick.pcie_width, quick.clock_rate_mhz) == (190, 8, 700)
+    assert quick.missing_reasons["fan_percent"] == before.missing_reasons["fan_percent"]
+    assert backend.read("level_zero:0").pcie_width == 4
+
+
 @pytest.mark.parametrize("maker", ["0x8086", "0x1022"])
 def test_the_link_above_a_cards_own_switch_is_its_link(tmp_path: Path, maker: str) -> None:
     """Rule: the upper port of Intel's switch tells it; above another's bridge nothing is guessed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,13 @@ def test_a_sleeping_card_is_not_woken(
     backend = opened(tmp_path)
     assert backend.require("rocm:0").hardware_id == "GPU-b6c8ee2f5e6e3b2a"
     touched: list[str] = []
-    read_text = Path.read_text
+    real_open = os.open
 
-    def watch(path: Path, **options: str) -> str:
-        touched.append(path.name)
-        return read_text(path, **options)
+    def watch(path: str, *arguments: int) -> int:
+        touched.append(Path(path).name)
+        return real_open(path, *arguments)
 
-    monkeypatch.setattr(Path, "read_text", watch)
+    monkeypatch.setattr(os, "open", watch)
     sample = backend.read("rocm:0")
     assert sample.sleeping
     assert set(sample.missing_reasons) == set(READINGS)
@@ -122,6 +123,48 @@ def test_all_that_sysfs_tells_is_read(tmp_path: Path) -> None:
     assert (sample.pcie_generation, sample.pcie_width) == (4, 8)
     assert (sample.corrected_errors, sample.uncorrected_errors) == (42, 3)
     assert sample.power_window_seconds is None
+
+
+def test_dear_readings_are_not_touched_by_a_quick_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: errors, fan, power limit and link stay as they were and are named; the rest is new."""
+    folder = card(tmp_path, 0, RX, MORE)
+    backend = opened(tmp_path)
+    before = backend.read("rocm:0")
+    (folder / "device/ras/umc_err_count").write_text("ue: 7\nce: 70\n")
+    (folder / "device/gpu_busy_percent").write_text("88\n")
+    touched: list[str] = []
+    real_open = os.open
+
+    def watch(path: str, *arguments: int) -> int:
+        touched.append(Path(path).name)
+        return real_open(path, *arguments)
+
+    monkeypatch.setattr(os, "open", watch)
+    quick = backend.read_quickly("rocm:0", before)
+    assert not {"power1_cap", "fan1_input", "pp_dpm_pcie", "umc_err_count"} & set(touched)
+    assert set(quick.carried_readings) == {
+        "power_limit_watts",
+        "fan_percent",
+        "corrected_errors",
+        "uncorrected_errors",
+        "pcie_generation",
+        "pcie_width",
+    }
+    assert (quick.corrected_errors, quick.pcie_width) == (42, 8)
+    assert quick.compute_utilization_percent == 88
+    assert quick.missing_reasons == before.missing_reasons
+
+
+def test_sensors_that_move_are_found_again(tmp_path: Path) -> None:
+    """Rule: a driver bound anew may number its sensors otherwise; the next reading finds them."""
+    folder = card(tmp_path, 0, RX)
+    backend = opened(tmp_path)
+    assert backend.read("rocm:0").temperature_celsius == 61.5
+    (folder / SENSORS).rename(folder / "device/hwmon/hwmon9")
+    (folder / "device/hwmon/hwmon9/temp2_input").write_text("44000\n")
+    assert backend.read("rocm:0").temperature_celsius == 44
 
 
 def test_power_of_the_instant_says_so(tmp_path: Path) -> None:

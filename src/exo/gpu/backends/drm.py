@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +19,9 @@ SYSFS = Path("/sys/class/drm")
 
 # All ones is how drivers write "unknown"; no attribute read here comes near it.
 _LARGEST = 2**63 - 1
+
+# sysfs gives no more at a time.
+_PAGE = 4096
 
 _CARD = re.compile(r"card([0-9]+)")  # connectors are named card0-HDMI-A-1
 # No limit of a chip's temperature lies outside; some drivers state 0 for "none".
@@ -49,10 +53,13 @@ class Card:
     def __init__(self, path: Path, number: int) -> None:
         self.path = path
         self.number = number
+        self._folder = str(path)
+        self._sensors: Path | None = None
+        self._labels: dict[tuple[str, str], dict[str, str]] = {}
         self.trouble = ""
         """Why it does not say what it is; empty where it does, or where nothing is plugged in."""
         try:
-            lines = (path / "device/uevent").read_text(errors="replace").splitlines()
+            lines = self._read("device/uevent").decode(errors="replace").splitlines()
         except OSError as error:
             lines = []
             if error.errno != errno.ENOENT:
@@ -95,7 +102,7 @@ class Card:
         reasons: list[str] = []
         for name in names:
             try:
-                return (self.path / name).read_text(errors="replace").strip()
+                return self._read(name).decode(errors="replace").strip()
             except OSError as error:
                 reasons.append(self._reason(name, error))
         raise ReadingMissing(reasons[0])
@@ -126,7 +133,7 @@ class Card:
 
         """
         try:
-            return (self.path / name).read_bytes()
+            return self._read(name)
         except OSError as error:
             raise ReadingMissing(self._reason(name, error)) from error
 
@@ -158,10 +165,12 @@ class Card:
             ReadingMissing: when the card has none.
 
         """
-        found = sorted((self.path / "device/hwmon").glob("hwmon*"))
-        if not found:
-            raise ReadingMissing("the driver shows no hwmon sensors")
-        return f"device/hwmon/{found[0].name}"
+        if self._sensors is None or not self._sensors.is_dir():
+            found = sorted((self.path / "device/hwmon").glob("hwmon*"))
+            if not found:
+                raise ReadingMissing("the driver shows no hwmon sensors")
+            self._sensors = found[0]
+        return f"device/hwmon/{self._sensors.name}"
 
     def labelled(self, kind: str, labels: Iterable[str]) -> str:
         """Path of the sensor input of ``kind`` (temp, freq, ...) with the first known label.
@@ -170,11 +179,11 @@ class Card:
             ReadingMissing: when no sensor of the kind bears one of the labels.
 
         """
-        folder = self.hwmon()
-        by_label: dict[str, str] = {}
-        for path in sorted((self.path / folder).glob(f"{kind}*_label")):
-            name = f"{folder}/{path.name}"
-            by_label[self.text(name)] = name.removesuffix("_label") + "_input"
+        key = (self.hwmon(), kind)
+        if key not in self._labels:
+            names = self.names(f"{key[0]}/{kind}*_label")
+            self._labels[key] = {self.text(name): f"{name[: -len('label')]}input" for name in names}
+        by_label = self._labels[key]
         wanted = list(labels)
         for label in wanted:
             if label in by_label:
@@ -188,9 +197,20 @@ class Card:
 
     def _optional(self, name: str) -> str:
         try:
-            return (self.path / name).read_text(errors="replace").strip()
+            return self._read(name).decode(errors="replace").strip()
         except OSError:
             return ""
+
+    def _read(self, name: str) -> bytes:
+        """All bytes of an attribute; without the price of a text file, since samples read many."""
+        descriptor = os.open(f"{self._folder}/{name}", os.O_RDONLY)
+        try:
+            parts: list[bytes] = []
+            while part := os.read(descriptor, _PAGE):
+                parts.append(part)
+            return b"".join(parts)
+        finally:
+            os.close(descriptor)
 
 
 def temperature_limits(card: Card, sensor: Callable[[], str]) -> tuple[float | None, float | None]:

@@ -13,7 +13,7 @@ from exo.gpu.backends.counter_rates import CounterRates
 from exo.gpu.backends.webgpu_buffers import WebGPUBuffers, open_card
 from exo.gpu.vocabulary.device import HOST_POOL, GPUDevice
 from exo.gpu.vocabulary.errors import BackendError, BackendUnavailable, DeviceLost, NoSuchDevice
-from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics
+from exo.gpu.vocabulary.metrics import READINGS, GPUMetrics, carry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +39,8 @@ class DrmBackend(WebGPUBuffers):
     """Four hexadecimal digits of the PCI SIG's."""
     drivers: tuple[str, ...] = ()
     """Names of the kernel drivers."""
+    dear_readings: tuple[str, ...] = ()
+    """What costs more to read, or moves seldom."""
 
     def __init__(
         self,
@@ -72,8 +74,10 @@ class DrmBackend(WebGPUBuffers):
         """Which of the devices that are present an environment leaves."""
 
     @abstractmethod
-    def _sample(self, card: drm.Card, device: GPUDevice) -> tuple[dict[str, Any], dict[str, str]]:
-        """All readings by field name, and why the others are missing.
+    def _sample(
+        self, card: drm.Card, device: GPUDevice, *, dear: bool
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Readings by field name, and why the others are missing; without ``dear`` not those.
 
         Raises:
             DeviceLost: when the card is gone.
@@ -122,13 +126,28 @@ class DrmBackend(WebGPUBuffers):
             BackendError: when it gave nothing at all.
 
         """
+        return self._read_card(device_id, None)
+
+    def read_quickly(self, device_id: str, before: GPUMetrics) -> GPUMetrics:
+        """The same, with what is dear as it was ``before``.
+
+        Raises:
+            DeviceLost: when the card is gone.
+            BackendError: when it gave nothing at all.
+
+        """
+        return self._read_card(device_id, before)
+
+    def _read_card(self, device_id: str, before: GPUMetrics | None) -> GPUMetrics:
         device, card = self.require(device_id), self._card(device_id)
         if card.sleeping:
             missing = dict.fromkeys(READINGS, "the card sleeps and was not woken")
             return GPUMetrics(device_id, time.time(), missing_reasons=missing, sleeping=True)
-        values, missing = self._sample(card, device)
+        values, missing = self._sample(card, device, dear=before is None)
         if not values:
             raise BackendError(f"{device_id} gave no reading: {missing['clock_rate_mhz']}")
+        if before is not None:
+            carry(values, missing, before, self.dear_readings)
         return GPUMetrics(device_id, time.time(), **values, missing_reasons=missing)
 
     def processes(self, device_id: str) -> list[DeviceProcess]:

@@ -38,13 +38,16 @@ class LevelZeroBackend(DrmBackend):
     name = "level_zero"
     vendor = INTEL
     drivers = ("i915", "xe")
+    dear_readings = level_zero_readings.DEAR
 
     def _sample(
         self,
         card: drm.Card,
         device: GPUDevice,  # noqa: ARG002 - its memory is nobody's to read
+        *,
+        dear: bool,
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        return level_zero_readings.Source(card, self._rates, self._proc).read()
+        return level_zero_readings.Source(card, self._rates, self._proc).read(dear=dear)
 
     def _visible(self, environ: Mapping[str, str], present: Sequence[GPUDevice]) -> Visible:
         kept = _entries(environ, len(present))

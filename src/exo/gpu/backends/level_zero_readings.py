@@ -57,6 +57,9 @@ _SWITCH = ("device/..", "device/../..")
 _BRIDGE = "0x0604"
 _INTEL = "0x8086"
 
+# Settings, what is looked up in the devices above the card, and what moves slowly.
+DEAR = ("power_limit_watts", "fan_percent", "pcie_generation", "pcie_width")
+
 _MEMORY = "Intel's drivers tell memory to privileged programs only"
 
 
@@ -82,8 +85,8 @@ class Source:
         self._rates = rates
         self._proc = proc
 
-    def read(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """All readings by field name, and why the others are missing.
+    def read(self, *, dear: bool = True) -> tuple[dict[str, Any], dict[str, str]]:
+        """All readings by field name, and why the others are missing; without ``dear`` not those.
 
         Raises:
             DeviceLost: when the card is gone.
@@ -104,6 +107,8 @@ class Source:
             "pcie_generation": lambda: card.link_generation(self._linked()),
             "pcie_width": lambda: card.number_of(f"{self._linked()}/current_link_width", low=1),
         }
+        if not dear:
+            calls = {name: call for name, call in calls.items() if name not in DEAR}
         values, missing = drm.gather(calls)
         kinds = throttle_kinds(values.get("throttle_reasons"), _THROTTLE_MEANINGS)
         if kinds is not None:

@@ -59,16 +59,20 @@ def load(nvml: Any, library: str | None) -> None:
 
 def memory(nvml: Any, handle: Any) -> tuple[int, int, int | None]:
     """Total, used and reserved bytes."""
-    now = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    try:
+        now = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    except TypeError:  # nvitop in the same process puts a call there that picks the version itself
+        return memory_of_old_drivers(nvml, handle)
     total = real(now.total)
     return total, real(now.used, most=total), real(now.reserved)
 
 
 def memory_of_old_drivers(nvml: Any, handle: Any) -> tuple[int, int, int | None]:
-    """Total and used bytes; what is reserved counts as used."""
+    """Total and used bytes; what is reserved counts as used, unless it is told apart."""
     now = nvml.nvmlDeviceGetMemoryInfo(handle)
     total = real(now.total)
-    return total, real(now.used, most=total), None
+    reserved = real(now.reserved) if hasattr(now, "reserved") else None
+    return total, real(now.used, most=total), reserved
 
 
 def unavailable(error: Any) -> BackendUnavailable:

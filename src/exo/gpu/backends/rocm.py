@@ -38,6 +38,7 @@ class RocmBackend(DrmBackend):
     name = "rocm"
     vendor = AMD
     drivers = ("amdgpu",)
+    dear_readings = rocm_readings.DEAR
 
     def __init__(
         self,
@@ -50,8 +51,10 @@ class RocmBackend(DrmBackend):
         self._names = Path(names)
         self._topology = Path(topology)
 
-    def _sample(self, card: drm.Card, device: GPUDevice) -> tuple[dict[str, Any], dict[str, str]]:
-        values, missing = rocm_readings.read(card, integrated=is_integrated(device))
+    def _sample(
+        self, card: drm.Card, device: GPUDevice, *, dear: bool
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        values, missing = rocm_readings.read(card, integrated=is_integrated(device), dear=dear)
         if values and "compute_utilization_percent" not in values:
             self._add_lower_bound(card, values, missing)
         return values, missing

@@ -56,8 +56,21 @@ _THROTTLE_MEANINGS = {
 _ERROR_COUNT = re.compile(r"^(ue|ce): *([0-9]+)", re.MULTILINE)
 
 
-def read(card: drm.Card, *, integrated: bool) -> tuple[dict[str, Any], dict[str, str]]:
-    """All readings by field name, and why the others are missing.
+# Settings, what the kernel looks up in several files, and what moves slowly.
+DEAR = (
+    "power_limit_watts",
+    "fan_percent",
+    "corrected_errors",
+    "uncorrected_errors",
+    "pcie_generation",
+    "pcie_width",
+)
+
+
+def read(
+    card: drm.Card, *, integrated: bool, dear: bool = True
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """All readings by field name, and why the others are missing; without ``dear`` not those.
 
     Raises:
         DeviceLost: when the card is gone.
@@ -69,6 +82,8 @@ def read(card: drm.Card, *, integrated: bool) -> tuple[dict[str, Any], dict[str,
         **_state(card, table),
         **_sensors(card, table),
     }
+    if not dear:
+        calls = {name: call for name, call in calls.items() if name not in DEAR}
     values, missing = drm.gather(calls)
     kinds = throttle_kinds(values.get("throttle_reasons"), _THROTTLE_MEANINGS)
     if kinds is not None:
