@@ -13,7 +13,7 @@ from exo.gpu.telemetry.remarks import Remark
 from exo.gpu.vocabulary.metrics import BOUNDS, SERIES, GPUMetrics
 from tests.telemetry.collector_model import Model, cleaned, near, same, totals
 
-IDS = ("cuda:0", "cuda:1", "rig2/cuda:0", "rocm:0", "cpu:0")
+IDS = ("cuda:0", "rig2/cuda:0", "cpu:0")
 STALE_SECONDS = 30.0
 
 ids = st.sampled_from(IDS)
@@ -56,7 +56,7 @@ lines = st.lists(st.tuples(ids, timestamps), max_size=8)
 
 
 class Agreement(RuleBasedStateMachine):
-    @initialize(history=st.integers(1, 6), devices=st.integers(1, 5))
+    @initialize(history=st.integers(1, 6), devices=st.integers(1, 3))
     def start(self, history, devices):
         self.now = 1000.0
         self.collector = TelemetryCollector(
@@ -72,7 +72,7 @@ class Agreement(RuleBasedStateMachine):
         self.model.observe(sample, self.now)
         assert self.collector.version > before
 
-    @rule(seconds=st.sampled_from((0.5, 10.0, 31.0)))
+    @rule(seconds=st.sampled_from((0.5, 31.0)))
     def time_passes(self, seconds):
         self.now += seconds
 
@@ -124,6 +124,9 @@ class Agreement(RuleBasedStateMachine):
         assert (result.sample_count, result.refused_sample_count) == (kept, count - kept)
         assert result.refused_reading_count == refused
 
+    def teardown(self):
+        self.histories_agree()
+
     @invariant()
     def newest_samples_and_ages_agree(self):
         for device_id in IDS:
@@ -133,13 +136,14 @@ class Agreement(RuleBasedStateMachine):
             age = None if latest is None else self.now - record.received_at
             assert self.collector.age_seconds(device_id) == age
 
-    @rule(device_id=ids)
-    def histories_agree(self, device_id):
-        record = self.model.records.get(device_id)
-        theirs = [] if record is None else [one[-1] for one in record.history]
-        ours = self.collector.get_metrics_history(device_id)
-        assert len(ours) == len(theirs)
-        assert all(map(same, ours, theirs))
+    @rule()
+    def histories_agree(self):
+        for device_id in IDS:
+            record = self.model.records.get(device_id)
+            theirs = [] if record is None else [one[-1] for one in record.history]
+            ours = self.collector.get_metrics_history(device_id)
+            assert len(ours) == len(theirs)
+            assert all(map(same, ours, theirs))
 
     @rule()
     def aggregates_agree(self):
@@ -151,7 +155,7 @@ class Agreement(RuleBasedStateMachine):
 
 
 TestAgreement = Agreement.TestCase
-TestAgreement.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestAgreement.settings = settings(max_examples=150, stateful_step_count=30)
 
 
 def test_a_remark_of_a_batch_is_kept_with_its_sample():
