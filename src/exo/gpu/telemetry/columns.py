@@ -134,14 +134,15 @@ class Columns:
         """
         ids: Sequence[Any] = device_ids
         gone: list[str] = []
+        self._table.reserve(len(self._roster.names))
         try:
             rows = self._rows(ids)
-        except TypeError:  # a list, say: what cannot be looked up is no id
-            rows = np.full(len(ids), -1)
-        if rows.size and rows.min() < 0:
-            ids = [one if isinstance(one, str) and one.strip() else None for one in ids]
+        except TypeError:  # what cannot even be looked up is no id
+            ids = _texts(ids)
             rows = self._rows(ids)
-            self._table.hear(rows[rows >= 0])
+        self._table.hear(rows[rows >= 0])
+        if rows.size and rows.min() < 0:
+            ids = _texts(ids)
             unknown = [ids[index] for index in np.flatnonzero(rows < 0).tolist()]
             newcomers = [one for one in dict.fromkeys(unknown) if one is not None]
             newcomers = newcomers[-self._max_devices :]
@@ -172,11 +173,11 @@ class Columns:
 
     def evict(self, count: int) -> list[str]:
         """Drop the devices that were silent longest; their ids."""
-        victims = self._table.silent_longest(count)
-        names = [self._roster.names[row] for row in victims.tolist()]
-        self.clear(victims.tolist())
-        self._roster.release(victims.tolist())
-        return [name for name in names if name is not None]
+        victims: list[int] = self._table.silent_longest(count).tolist()
+        names = [name for row in victims if (name := self._roster.names[row]) is not None]
+        self.clear(victims)
+        self._roster.release(victims)
+        return names
 
     def clear(self, rows: Sequence[int]) -> None:
         """Empty these rows, as far as there are any."""
@@ -253,6 +254,10 @@ class Columns:
         if self._groups is None or self._groups.version != self._roster.version:
             self._groups = Groups(self._roster, used)
         return self._groups
+
+
+def _texts(ids: Sequence[object]) -> list[str | None]:
+    return [one if isinstance(one, str) and one.strip() else None for one in ids]
 
 
 def _floats(column: Sequence[float | None]) -> Floats:
