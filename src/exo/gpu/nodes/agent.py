@@ -5,36 +5,45 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
-from exo.gpu.backend import PinningAbility, TelemetryAbility
+from exo.gpu.backend import (
+    PinningAbility,
+    ProcessAbility,
+    TelemetryAbility,
+    call_with_deadline,
+)
 from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
-from exo.gpu.execution.lease_store import HeldLease, LeaseStore
 from exo.gpu.execution.pinning import LEASES_VARIABLE, apply_changes, pinning_changes
 from exo.gpu.execution.state_directory import StorePlace, choose_place
-from exo.gpu.nodes.transport import Grant
-from exo.gpu.scheduling.ledger import used_before
+from exo.gpu.nodes.leasing import LeaseDesk
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health import assess
 from exo.gpu.telemetry.probe_cache import ProbeCache, cache_path
 from exo.gpu.telemetry.sampler import DeviceSampler
 from exo.gpu.vocabulary.errors import AbilityMissing, BackendError, NoSuchDevice
-from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from exo.gpu.backend import DeviceProcess
     from exo.gpu.execution.supervisor import RunnerSupervisor
-    from exo.gpu.vocabulary.decision import Decision
+    from exo.gpu.nodes.leasing import OnWait
+    from exo.gpu.nodes.transport import Grant
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
+    from exo.gpu.vocabulary.lease import Lease
     from exo.gpu.vocabulary.request import Request
 
 logger = logging.getLogger("exo.gpu.nodes.agent")
 
 # A decision may rest on readings of this age at most; younger ones are not asked for again.
 SAMPLE_REUSE_SECONDS = 1.0
+
+# A list of processes is a help, not a need: a driver that is slow with it is not waited for.
+PROCESSES_SECONDS = 2.0
 
 # A slot that is not done by then is killed.
 STOP_SECONDS = 5.0
@@ -53,12 +62,12 @@ class NodeAgent:
         self._umbrella = tuple(filter(None, self._environ.get(LEASES_VARIABLE, "").split(",")))
         self._service = service or GPUDiscoveryService.of_this_user(self._environ)
         self._report: DiscoveryReport | None = None
-        self._store: LeaseStore | None = None
         self._sampler = DeviceSampler()
         self._collector = TelemetryCollector(max_history=1)
         self._failures: dict[str, str] = {}
         self._probes = ProbeCache(cache_path(self._environ))
-        self._leases: dict[str, HeldLease] = {}
+        self._read_begun: dict[str, float] = {}
+        self.desk = LeaseDesk(lambda: self.store_place, self, self._umbrella)
         self._slots: dict[int, tuple[RunnerSupervisor, str]] = {}
         self._numbers = itertools.count()
 
@@ -106,37 +115,38 @@ class NodeAgent:
 
     def snapshot(self, *, leases: bool = True) -> Snapshot:
         """All devices now: samples, health and, unless unwanted, live leases."""
-        self._sample()
-        return self._assemble(self._open_store().live() if leases else ())
+        self.look()
+        live = self.desk.live() if leases else ()
+        return self.assemble(live)
 
-    def acquire(self, request: Request) -> Grant:
-        """Decide and take the leases as one step, while no other process can."""
-        from exo.gpu.scheduling.selector import select
-
-        self._sample()
-        store = self._open_store()
-
-        def decide(live: tuple[Lease, ...]) -> tuple[Decision, list[Lease]]:
-            snapshot = self._assemble(live)
-            decision = select(snapshot, request)
-            return decision, [_lease(snapshot, name, request) for name in decision.chosen]
-
-        taken = store.take(decide)
-        self._leases.update({held.lease.lease_id: held for held in taken.leases})
-        return Grant(taken.answer, tuple(held.lease.lease_id for held in taken.leases))
+    def acquire(
+        self,
+        request: Request,
+        *,
+        wait_seconds: float | None = None,
+        lasts_seconds: float | None = None,
+        on_wait: OnWait | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Grant:
+        """Decide and take the leases as one step, while no other process can, or in the line."""
+        return self.desk.acquire(
+            request,
+            wait_seconds=wait_seconds,
+            lasts_seconds=lasts_seconds,
+            on_wait=on_wait,
+            cancelled=cancelled,
+        )
 
     def release(self, lease_id: str) -> None:
         """Let go of a lease; harmless twice."""
-        held = self._leases.pop(lease_id, None)
-        if held is not None:
-            held.release()
+        self.desk.release(lease_id)
 
     def run_attached(self, argv: Sequence[str], lease_ids: tuple[str, ...]) -> int:
         """Run a command under the leases with the caller's terminal; its status as a shell's."""
         from exo.gpu.execution.foreground import run_attached
         from exo.gpu.execution.outcome import shell_status
 
-        held = [self._leases[lease_id] for lease_id in lease_ids]
+        held = [self.desk.held[lease_id] for lease_id in lease_ids]
         changes = self.environment(tuple(lease.lease.device_id for lease in held), lease_ids)
         environ = apply_changes(self._environ, changes)
         keep_open = tuple(lease.lock_fd for lease in held)
@@ -148,7 +158,7 @@ class NodeAgent:
         """Start a slot on the leased device."""
         from exo.gpu.execution.supervisor import RunnerSupervisor
 
-        held = self._leases[lease_id]
+        held = self.desk.held[lease_id]
         changes = self.environment((held.lease.device_id,), (lease_id,))
         slot_id = next(self._numbers)
         supervisor = RunnerSupervisor(
@@ -215,11 +225,7 @@ class NodeAgent:
     def close(self) -> None:
         """End all slots, at once, and let go of all leases; harmless twice."""
         self.close_slots(tuple(self._slots), kill=True)
-        for lease_id in list(self._leases):
-            self.release(lease_id)
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        self.desk.close()
 
     def _device(self, device_id: str) -> GPUDevice:
         for device in self.inventory().devices:
@@ -227,27 +233,51 @@ class NodeAgent:
                 return device
         raise NoSuchDevice(f"there is no device {device_id!r} here")
 
-    def _open_store(self) -> LeaseStore:
-        if self._store is None:
-            self._store = LeaseStore(self.store_place)
-        return self._store
-
-    def _sample(self) -> None:
+    def look(self, *, newer_than_seconds: float = 0.0) -> None:
+        """Read every device whose sample is old, or was begun before that monotonic time."""
         readers: dict[str, Callable[[], Any]] = {}
         for device in self.inventory().devices:
             backend = self._service.backend_of(device.device_id)
             age = self._collector.age_seconds(device.device_id)
+            begun = self._read_begun.get(device.device_id, 0.0)
             if isinstance(backend, TelemetryAbility) and (
-                age is None or age > SAMPLE_REUSE_SECONDS
+                age is None or age > SAMPLE_REUSE_SECONDS or begun <= newer_than_seconds
             ):
                 readers[device.device_id] = _reader(backend, device.device_id)
+        begun = time.monotonic()
         taken = self._sampler.sample(readers)
         for sample in taken.samples.values():
             self._collector.observe(sample)
             self._failures.pop(sample.device_id, None)
+            self._read_begun[sample.device_id] = begun
         self._failures.update(taken.failures)
 
-    def _assemble(self, live: tuple[Lease, ...]) -> Snapshot:
+    def seen_since(self, device_id: str) -> float | None:
+        """The monotonic time at which the reading of the newest sample began; None without one."""
+        return self._read_begun.get(device_id)
+
+    def processes(self, device_id: str) -> list[DeviceProcess] | None:
+        """The processes on the driver's list; None where it gives none."""
+        backend = self._service.backend_of(device_id)
+        if not isinstance(backend, ProcessAbility):
+            return None
+        try:
+            return call_with_deadline(
+                lambda: backend.processes(device_id),
+                seconds=PROCESSES_SECONDS,
+                name=f"exo-gpu-processes-{device_id}",
+            )
+        except (BackendError, TimeoutError) as error:
+            logger.debug("%s: no list of processes: %s", device_id, error)
+            return None
+
+    def listed_pids(self, device_id: str) -> frozenset[int] | None:
+        """The ids of those processes; None where there is no list."""
+        listed = self.processes(device_id)
+        return None if listed is None else frozenset(process.pid for process in listed)
+
+    def assemble(self, live: tuple[Lease, ...]) -> Snapshot:
+        """All devices with what was read last, under these leases."""
         self._probes.refresh()
         return Snapshot(
             tuple(self._state(device, live) for device in self.inventory().devices),
@@ -280,16 +310,3 @@ class NodeAgent:
 def _reader(backend: TelemetryAbility, device_id: str) -> Callable[[], Any]:
     return lambda: backend.read(device_id)
 
-
-def _lease(snapshot: Snapshot, device_id: str, request: Request) -> Lease:
-    state = next(state for state in snapshot.devices if state.device.device_id == device_id)
-    return Lease(
-        lease_id="",
-        device_id=device_id,
-        hardware_id=state.device.hardware_id,
-        memory_pool=state.device.memory_pool,
-        memory_bytes=request.memory_bytes,
-        exclusive=request.exclusive,
-        used_before_bytes=used_before(state, snapshot),
-        holder=request.holder,
-    )

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
     from exo.gpu.execution.state_directory import StorePlace
+    from exo.gpu.nodes.leasing import OnWait
     from exo.gpu.nodes.transport import Grant
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
     from exo.gpu.vocabulary.request import Request
@@ -62,9 +63,23 @@ class LocalNode:
         """All devices now: fresh samples, health and, unless unwanted, live leases."""
         return self._agent.snapshot(leases=leases)
 
-    def acquire(self, request: Request) -> Grant:
-        """Decide and take the leases as one step."""
-        return self._agent.acquire(request)
+    def acquire(
+        self,
+        request: Request,
+        *,
+        wait_seconds: float | None = None,
+        lasts_seconds: float | None = None,
+        on_wait: OnWait | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Grant:
+        """Decide and take the leases as one step, or stand in the line for them."""
+        return self._agent.acquire(
+            request,
+            wait_seconds=wait_seconds,
+            lasts_seconds=lasts_seconds,
+            on_wait=on_wait,
+            cancelled=cancelled,
+        )
 
     def release(self, lease_id: str) -> None:
         """Let go of a lease; harmless twice."""
