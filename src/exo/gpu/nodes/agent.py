@@ -256,7 +256,7 @@ class NodeAgent:
         """The monotonic time at which the reading of the newest sample began; None without one."""
         return self._read_begun.get(device_id)
 
-    def processes(self, device_id: str) -> list[DeviceProcess] | None:
+    def driver_list(self, device_id: str) -> list[DeviceProcess] | None:
         """The processes on the driver's list; None where it gives none."""
         backend = self._service.backend_of(device_id)
         if not isinstance(backend, ProcessAbility):
@@ -273,7 +273,7 @@ class NodeAgent:
 
     def listed_pids(self, device_id: str) -> frozenset[int] | None:
         """The ids of those processes; None where there is no list."""
-        listed = self.processes(device_id)
+        listed = self.driver_list(device_id)
         return None if listed is None else frozenset(process.pid for process in listed)
 
     def assemble(self, live: tuple[Lease, ...]) -> Snapshot:
