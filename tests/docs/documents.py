@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 MACHINE = ROOT / "docs" / "example-machine.json"
+CONFIG = ROOT / "docs" / "example-config.toml"
 
 PROMPT = "$ "
 BETWEEN = "\x1e"  # ASCII record separator: between the outputs of two commands
@@ -55,8 +56,9 @@ class Difference(NamedTuple):
 def scripted_environment(folder: Path) -> dict[str, str]:
     """What a reader has who follows along: the scripted machine, and ``exo-gpu`` on the path.
 
-    ``folder`` gets the programs and the lease store.
+    ``folder`` gets the programs, the lease store and the example of a configuration.
     """
+    shutil.copy(CONFIG, folder / "config.toml")
     programs = folder / "bin"
     programs.mkdir(exist_ok=True)
     python = shlex.quote(sys.executable)
@@ -70,6 +72,7 @@ def scripted_environment(folder: Path) -> dict[str, str]:
         "COLUMNS": "80",
         "LC_ALL": "C.UTF-8",
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "EXO_GPU_CONFIG": os.devnull,
         "EXO_GPU_FAKE": str(MACHINE),
         "EXO_GPU_STATE": str(folder / "state"),
     }

@@ -55,3 +55,9 @@ def test_an_example_that_fails_is_found(check_text):
     """Rule: an exception in an example is not passed over."""
     with pytest.raises(ZeroDivisionError):
         check_text("```python\n1 / 0\n```\n")
+
+
+def test_the_configuration_shown_is_the_one_that_runs():
+    """Rule: the example of a configuration in the guide is the file that its commands read."""
+    guide = (documents.ROOT / "docs" / "GPU_CLUSTERING.md").read_text()
+    assert f"```toml\n{documents.CONFIG.read_text()}```" in guide

@@ -31,7 +31,13 @@ WAIT_SECONDS = 30
 class Slot:
     """A supervisor with its events in a queue."""
 
-    def __init__(self, setup: SlotSetup | None = None, *, commands: bool = False) -> None:
+    def __init__(
+        self,
+        setup: SlotSetup | None = None,
+        *,
+        commands: bool = False,
+        python: str = sys.executable,
+    ) -> None:
         self.events: queue.SimpleQueue = queue.SimpleQueue()
         self.supervisor = RunnerSupervisor(
             7,
@@ -39,6 +45,7 @@ class Slot:
             keep_open=(),
             setup=None if commands else setup or SlotSetup(import_path=tuple(sys.path)),
             sink=self.events.put,
+            python=python,
         )
 
     def next(self, kind: type) -> object:
@@ -234,9 +241,8 @@ def test_a_command_with_a_zero_byte_fails_as_an_item():
     slot.supervisor.stop(kill=False, timeout_seconds=WAIT_SECONDS)
 
 
-def test_an_interpreter_that_cannot_start_gives_the_slot_up(monkeypatch):
-    monkeypatch.setattr(sys, "executable", str(Path("/no/such/python")))
-    slot = Slot()
+def test_an_interpreter_that_cannot_start_gives_the_slot_up():
+    slot = Slot(python="/no/such/python")
     assert "no worker starts" in slot.next(SlotFailed).reason
     slot.supervisor.stop(kill=False, timeout_seconds=WAIT_SECONDS)
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "select": "Choose devices for a piece of work, and say why.",
     "run": "Run a command pinned to the device that suits it best.",
     "map": "Run a command for every item, spread over the devices.",
+    "config": "Show every setting, and where its value comes from.",
     "completion": "Print the completion script for bash, zsh or fish.",
 }
 
@@ -122,13 +123,19 @@ def _tell(error: Exception) -> None:
 
 
 def _status_of(error: Exception, command: str | None) -> int:
-    from exo.gpu.vocabulary.errors import InvalidValue, NeverAvailable, NotNow
+    from exo.gpu.vocabulary.errors import (
+        ConfigurationError,
+        InvalidValue,
+        NeverAvailable,
+        NotNow,
+    )
 
     if isinstance(error, NeverAvailable):
         return NEVER_AVAILABLE
     if isinstance(error, NotNow):
         return NOT_NOW
-    usual = USAGE if isinstance(error, (click.ClickException, InvalidValue)) else FAILURE
+    wrong_use = (click.ClickException, ConfigurationError, InvalidValue)
+    usual = USAGE if isinstance(error, wrong_use) else FAILURE
     return OWN_FAILURE.get(command or "", usual)
 
 

@@ -31,8 +31,15 @@ GRACE_SECONDS = 2.0
 class Runner:
     """A worker process. All calls come from one thread, except :meth:`kill`."""
 
-    def __init__(self, environ: Mapping[str, str], keep_open: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        keep_open: tuple[int, ...],
+        python: str = sys.executable,
+    ) -> None:
         """Start the process in ``environ``; it inherits the descriptors of ``keep_open``.
+
+        ``python`` is its interpreter, which must be of the same minor version as this one.
 
         Raises:
             OSError: when the process cannot be started.
@@ -43,7 +50,7 @@ class Runner:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, script, str(theirs.fileno())],
+                    [python, script, str(theirs.fileno())],
                     env=dict(environ),
                     stdin=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(), *keep_open),
@@ -72,7 +79,8 @@ class Runner:
             WorkerDied: when the process ended instead of answering.
 
         """
-        payload = pickle.dumps((list(setup.import_path), setup.initializer))
+        version = sys.version_info[:2]
+        payload = pickle.dumps((version, list(setup.import_path), setup.initializer))
         self._send(Frame.SETUP, payload)
         kind, answer = self._receive()
         return None if kind is Frame.READY else str(pickle.loads(answer))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -46,8 +47,10 @@ class RunnerSupervisor:
         keep_open: tuple[int, ...],
         setup: SlotSetup | None,
         sink: Callable[[SlotEvent], None],
+        python: str = sys.executable,
     ) -> None:
         self.slot_id = slot_id
+        self._python = python
         self._environ = environ
         self._keep_open = keep_open
         self._setup = setup
@@ -142,7 +145,7 @@ class RunnerSupervisor:
             if self._stopping:
                 return False
             try:
-                runner = self._runner = Runner(self._environ, self._keep_open)
+                runner = self._runner = Runner(self._environ, self._keep_open, self._python)
                 refused = runner.set_up(self._setup)
             except (OSError, WorkerDied) as error:
                 problem = f"no worker starts: {error}"
@@ -150,7 +153,7 @@ class RunnerSupervisor:
             if refused is None:
                 self._sink(SlotReady(self.slot_id, runner.pid))
                 return True
-            problem = f"the initializer failed:\n{refused}"
+            problem = refused
             runner.close()
             if not unfinished:
                 break  # at the first start it fails for good; later it may have been the moment

@@ -71,7 +71,13 @@ def main(descriptor: int) -> int:
             send_frame(stream, Frame.IDLE, b"")
 
 
-def _set_up(path: list[str], initializer: bytes | None) -> str | None:
+def _set_up(version: tuple[int, int], path: list[str], initializer: bytes | None) -> str | None:
+    if version != sys.version_info[:2]:  # pickled functions hold byte code of one version
+        asked, here = (".".join(map(str, one)) for one in (version, sys.version_info[:2]))
+        return (
+            f"{sys.executable} is Python {here}, and functions pickled by Python {asked} do not "
+            f"run there: name an interpreter of Python {asked} for this runtime"
+        )
     known = set(sys.path)
     sys.path[:0] = [entry for entry in path if entry not in known]
     if initializer is None:
@@ -82,7 +88,7 @@ def _set_up(path: list[str], initializer: bytes | None) -> str | None:
         function, arguments = load(initializer)
         function(*arguments)
     except BaseException:  # noqa: BLE001 - whatever the user's code raises is reported
-        return traceback.format_exc()
+        return f"the initializer failed:\n{traceback.format_exc()}"
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ from exo.gpu.backend import (
     TelemetryAbility,
     call_with_deadline,
 )
+from exo.gpu.configuration import load_configuration
 from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
 from exo.gpu.execution.pinning import LEASES_VARIABLE, apply_changes, pinning_changes
 from exo.gpu.execution.state_directory import StorePlace, choose_place
-from exo.gpu.nodes.leasing import LeaseDesk
+from exo.gpu.nodes.leasing import Eyes, LeaseDesk
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health import assess
 from exo.gpu.telemetry.probe_cache import ProbeCache, cache_path
@@ -67,7 +69,9 @@ class NodeAgent:
         self._failures: dict[str, str] = {}
         self._probes = ProbeCache(cache_path(self._environ))
         self._read_begun: dict[str, float] = {}
-        self.desk = LeaseDesk(lambda: self.store_place, self, self._umbrella)
+        self._configuration = load_configuration(self._environ)
+        eyes = Eyes(self._sample, self._assemble, self._read_begun.get, self._listed_pids)
+        self._desk = LeaseDesk(lambda: self.store_place, eyes, self._umbrella)
         self._slots: dict[int, tuple[RunnerSupervisor, str]] = {}
         self._numbers = itertools.count()
 
@@ -115,9 +119,9 @@ class NodeAgent:
 
     def snapshot(self, *, leases: bool = True) -> Snapshot:
         """All devices now: samples, health and, unless unwanted, live leases."""
-        self.look()
-        live = self.desk.live() if leases else ()
-        return self.assemble(live)
+        self._sample()
+        live = self._desk.live() if leases else ()
+        return self._assemble(live)
 
     def acquire(
         self,
@@ -129,7 +133,7 @@ class NodeAgent:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Grant:
         """Decide and take the leases as one step, while no other process can, or in the line."""
-        return self.desk.acquire(
+        return self._desk.acquire(
             request,
             wait_seconds=wait_seconds,
             lasts_seconds=lasts_seconds,
@@ -139,14 +143,14 @@ class NodeAgent:
 
     def release(self, lease_id: str) -> None:
         """Let go of a lease; harmless twice."""
-        self.desk.release(lease_id)
+        self._desk.release(lease_id)
 
     def run_attached(self, argv: Sequence[str], lease_ids: tuple[str, ...]) -> int:
         """Run a command under the leases with the caller's terminal; its status as a shell's."""
         from exo.gpu.execution.foreground import run_attached
         from exo.gpu.execution.outcome import shell_status
 
-        held = [self.desk.held[lease_id] for lease_id in lease_ids]
+        held = [self._desk.held[lease_id] for lease_id in lease_ids]
         changes = self.environment(tuple(lease.lease.device_id for lease in held), lease_ids)
         environ = apply_changes(self._environ, changes)
         keep_open = tuple(lease.lock_fd for lease in held)
@@ -158,8 +162,9 @@ class NodeAgent:
         """Start a slot on the leased device."""
         from exo.gpu.execution.supervisor import RunnerSupervisor
 
-        held = self.desk.held[lease_id]
-        changes = self.environment((held.lease.device_id,), (lease_id,))
+        held = self._desk.held[lease_id]
+        device = self._device(held.lease.device_id)
+        changes = self.environment((device.device_id,), (lease_id,))
         slot_id = next(self._numbers)
         supervisor = RunnerSupervisor(
             slot_id,
@@ -167,6 +172,7 @@ class NodeAgent:
             keep_open=(held.lock_fd,),
             setup=setup,
             sink=sink,
+            python=self._configuration.python_of(device.runtime) or sys.executable,
         )
         self._slots[slot_id] = (supervisor, lease_id)
         return slot_id
@@ -225,7 +231,7 @@ class NodeAgent:
     def close(self) -> None:
         """End all slots, at once, and let go of all leases; harmless twice."""
         self.close_slots(tuple(self._slots), kill=True)
-        self.desk.close()
+        self._desk.close()
 
     def _device(self, device_id: str) -> GPUDevice:
         for device in self.inventory().devices:
@@ -233,7 +239,7 @@ class NodeAgent:
                 return device
         raise NoSuchDevice(f"there is no device {device_id!r} here")
 
-    def look(self, *, newer_than_seconds: float = 0.0) -> None:
+    def _sample(self, newer_than_seconds: float = 0.0) -> None:
         """Read every device whose sample is old, or was begun before that monotonic time."""
         readers: dict[str, Callable[[], Any]] = {}
         for device in self.inventory().devices:
@@ -252,11 +258,7 @@ class NodeAgent:
             self._read_begun[sample.device_id] = begun
         self._failures.update(taken.failures)
 
-    def seen_since(self, device_id: str) -> float | None:
-        """The monotonic time at which the reading of the newest sample began; None without one."""
-        return self._read_begun.get(device_id)
-
-    def driver_list(self, device_id: str) -> list[DeviceProcess] | None:
+    def _driver_list(self, device_id: str) -> list[DeviceProcess] | None:
         """The processes on the driver's list; None where it gives none."""
         backend = self._service.backend_of(device_id)
         if not isinstance(backend, ProcessAbility):
@@ -271,13 +273,12 @@ class NodeAgent:
             logger.debug("%s: no list of processes: %s", device_id, error)
             return None
 
-    def listed_pids(self, device_id: str) -> frozenset[int] | None:
+    def _listed_pids(self, device_id: str) -> frozenset[int] | None:
         """The ids of those processes; None where there is no list."""
-        listed = self.driver_list(device_id)
+        listed = self._driver_list(device_id)
         return None if listed is None else frozenset(process.pid for process in listed)
 
-    def assemble(self, live: tuple[Lease, ...]) -> Snapshot:
-        """All devices with what was read last, under these leases."""
+    def _assemble(self, live: tuple[Lease, ...]) -> Snapshot:
         self._probes.refresh()
         return Snapshot(
             tuple(self._state(device, live) for device in self.inventory().devices),
@@ -299,6 +300,7 @@ class NodeAgent:
             health_reason=reason,
             leases=tuple(lease for lease in live if lease.hardware_id == device.hardware_id),
             measured_gflops=self._measured_gflops(device),
+            settings=self._configuration.settings_of(device),
         )
 
     def _measured_gflops(self, device: GPUDevice) -> float | None:

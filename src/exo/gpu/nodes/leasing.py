@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,6 +18,7 @@ from exo.gpu.scheduling.selector import select
 from exo.gpu.scheduling.settling import is_settled
 from exo.gpu.vocabulary.errors import NotNow
 from exo.gpu.vocabulary.lease import Lease, Waiter
+from exo.gpu.vocabulary.snapshot import Snapshot
 from exo.gpu.vocabulary.units import format_size
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from exo.gpu.execution.ledger_book import Book
     from exo.gpu.execution.state_directory import StorePlace
     from exo.gpu.vocabulary.request import Request
-    from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
+    from exo.gpu.vocabulary.snapshot import DeviceState
 
 logger = logging.getLogger("exo.gpu.nodes.leasing")
 
@@ -40,24 +41,17 @@ SETTLING_POLL_SECONDS = 0.1
 _LAST = 2**53
 
 
-class Eyes(Protocol):
-    """What the desk sees of its machine."""
+class Eyes(msgspec.Struct, frozen=True):
+    """What the desk sees of its machine, by functions of whoever owns the devices."""
 
-    def look(self, *, newer_than_seconds: float = 0.0) -> None:
-        """Read every device whose sample is old, or was begun before that monotonic time."""
-        ...
-
-    def assemble(self, live: tuple[Lease, ...]) -> Snapshot:
-        """All devices with what was read last, under these leases."""
-        ...
-
-    def seen_since(self, device_id: str) -> float | None:
-        """The monotonic time at which the reading of the newest sample began; None without one."""
-        ...
-
-    def listed_pids(self, device_id: str) -> frozenset[int] | None:
-        """The processes on the driver's list; None where it gives none."""
-        ...
+    look: Callable[[float], None]
+    """Reads every device whose sample is old, or was begun before that monotonic time."""
+    assemble: Callable[[tuple[Lease, ...]], Snapshot]
+    """All devices with what was read last, under these leases."""
+    seen_since: Callable[[str], float | None]
+    """The monotonic time at which the reading of a device's newest sample began."""
+    listed_pids: Callable[[str], frozenset[int] | None]
+    """The processes on the driver's list for a device; None where it gives none."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +127,7 @@ class LeaseDesk:
         attempt = self._attempt(asker, lasts_seconds)
         while attempt.hopeful and self._clock() < begun + patience and not cancelled():
             time.sleep(SETTLING_POLL_SECONDS)
-            self._eyes.look(newer_than_seconds=self._clock())
+            self._eyes.look(self._clock())
             attempt = self._attempt(asker, lasts_seconds)
         if wait_seconds and not attempt.held and not attempt.turn.decision.never:
             attempt = self._stand_in_line(
@@ -168,11 +162,11 @@ class LeaseDesk:
 
     def _look(self) -> None:
         """Read what is old, and what was read before a lease there ended."""
-        self._eyes.look()
+        self._eyes.look(0.0)
         with self.store.transaction() as book:
             ended = [lease.ended_seconds or 0.0 for lease in book.leases if lease.settling]
         if ended:
-            self._eyes.look(newer_than_seconds=max(ended))
+            self._eyes.look(max(ended))
 
     def _asker(self, request: Request) -> Waiter:
         devices = self._eyes.assemble(()).devices
@@ -232,7 +226,7 @@ class LeaseDesk:
                 poll = SETTLING_POLL_SECONDS if attempt.hopeful else POLL_SECONDS
                 place.wait(min(poll, max(0.0, until_seconds - self._clock())))
                 if attempt.hopeful:
-                    self._eyes.look(newer_than_seconds=self._clock())
+                    self._eyes.look(self._clock())
         finally:
             place.leave()
 

@@ -6,6 +6,7 @@
     ├── InvalidValue (ValueError)           a value that cannot be: names the field and the value
     │   ├── UnknownName                     a name nobody knows, with the near spelling
     │   └── DuplicateDevice                 a device named or registered twice
+    ├── ConfigurationError (ValueError)     a setting that cannot be: names file, key and value
     ├── NoSuchDevice (LookupError)          an id that is not registered here
     ├── ManagerClosed (RuntimeError)        a call after shutdown()
     ├── NoDevice (RuntimeError)             the answer to a request is "no"; carries the decision
@@ -70,6 +71,10 @@ class UnknownName(InvalidValue):
 
 class DuplicateDevice(InvalidValue):
     """A device that is named twice, or that is registered already with other facts."""
+
+
+class ConfigurationError(ExoGpuError, ValueError):
+    """A configuration file or variable that cannot be used; names it, the key and the value."""
 
 
 class NoSuchDevice(ExoGpuError, LookupError):

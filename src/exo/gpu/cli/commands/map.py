@@ -73,9 +73,13 @@ def command(
     find . -name '*.wav' | exo-gpu map 'python transcribe.py {}'
     """  # noqa: D301 - \b is click's mark of lines that stay as they are
     from exo.gpu.cli.progress import Progress
+    from exo.gpu.configuration import load_configuration
     from exo.gpu.coordination.commands import map_commands
     from exo.gpu.vocabulary.job import Ending
 
+    configuration = load_configuration(os.environ)
+    slots = slots or configuration.value("map.slots")
+    keep_order = keep_order or configuration.value("map.keep_order")
     template, arguments = _split(words)
     items = _lines_of_stdin() if arguments is None else arguments
     request = make_request(f"exo-gpu map {template}", options)
