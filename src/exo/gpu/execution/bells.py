@@ -17,7 +17,7 @@ _LONGEST_ADDRESS = 103
 
 
 class BellFolder:
-    """The sockets of all waiters, by id. A bell that cannot be rung is no error: waiters also poll."""
+    """The sockets of all waiters, by id. That one cannot be rung is no error: waiters also poll."""
 
     def __init__(self, folder: Path) -> None:
         """Keep the folder open: through it a socket has a short name, however long the path.

@@ -137,6 +137,7 @@ class LeaseStore:
                     book.undo()
                     raise
             self._swept = True
+            self.bells.ring(book.woken)
             book.clear_away()
         if book.gave_back and book.waiters:
             self.bells.ring(one.waiter_id for one in self._order(book.waiters)[:WOKEN_AT_ONCE])

@@ -64,7 +64,8 @@ class RecordCache(Generic[Record]):
         """
         known: dict[int, tuple[bytes, Record]] = {}
         unreadable: list[tuple[int, str]] = []
-        for number, name, raw in connection.execute(f"SELECT number, name, record FROM {self.table}"):  # noqa: S608 - our own name
+        everything = f"SELECT number, name, record FROM {self.table}"  # noqa: S608 - our own name
+        for number, name, raw in connection.execute(everything):
             cached = self._known.get(number)
             if cached is not None and cached[0] == raw:
                 known[number] = cached
@@ -73,7 +74,8 @@ class RecordCache(Generic[Record]):
                 known[number] = (raw, self._decoder.decode(raw))
             except (msgspec.MsgspecError, TypeError) as error:
                 if is_held(name):
-                    raise StoreError(f"the record of {name}, who lives, is damaged: {error}") from error
+                    reason = f"the record of {name}, which is held, is damaged: {error}"
+                    raise StoreError(reason) from error
                 unreadable.append((number, name))
         self._known = known
         return {number: record for number, (_, record) in known.items()}, unreadable
@@ -116,6 +118,8 @@ class Book:
         self._waiters: dict[int, Waiter] = {}
         self._made: list[tuple[str, int]] = []
         self._gone: list[str] = []
+        self.woken: list[str] = []
+        """Waiters that are to be woken whether or not anything was given back."""
 
     @property
     def leases(self) -> tuple[Lease, ...]:
@@ -314,4 +318,3 @@ def _over(lease: Lease, now_seconds: float) -> bool:
     if lease.ended_seconds is not None:
         return now_seconds >= lease.ended_seconds + SETTLE_SECONDS
     return lease.expires_seconds is not None and now_seconds >= lease.expires_seconds
-

@@ -78,7 +78,8 @@ class LockFolder:
 
     def names(self) -> list[str]:
         """All files that are there."""
-        return os.listdir(self._descriptor)
+        with os.scandir(self._descriptor) as entries:
+            return [entry.name for entry in entries]
 
     def owner(self, name: str) -> int | None:
         """The user id of whoever made the file, or None where there is none."""

@@ -70,8 +70,8 @@ class NodeAgent:
         self._probes = ProbeCache(cache_path(self._environ))
         self._read_begun: dict[str, float] = {}
         self._configuration = load_configuration(self._environ)
-        eyes = Eyes(self._sample, self._assemble, self._read_begun.get, self._listed_pids)
-        self._desk = LeaseDesk(lambda: self.store_place, eyes, self._umbrella)
+        eyes = Eyes(self._sample, self._assemble, self._read_begun.get, self._driver_list)
+        self.desk = LeaseDesk(lambda: self.store_place, eyes, self._umbrella)
         self._slots: dict[int, tuple[RunnerSupervisor, str]] = {}
         self._numbers = itertools.count()
 
@@ -120,7 +120,7 @@ class NodeAgent:
     def snapshot(self, *, leases: bool = True) -> Snapshot:
         """All devices now: samples, health and, unless unwanted, live leases."""
         self._sample()
-        live = self._desk.live() if leases else ()
+        live = self.desk.live() if leases else ()
         return self._assemble(live)
 
     def acquire(
@@ -133,7 +133,7 @@ class NodeAgent:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Grant:
         """Decide and take the leases as one step, while no other process can, or in the line."""
-        return self._desk.acquire(
+        return self.desk.acquire(
             request,
             wait_seconds=wait_seconds,
             lasts_seconds=lasts_seconds,
@@ -143,18 +143,21 @@ class NodeAgent:
 
     def release(self, lease_id: str) -> None:
         """Let go of a lease; harmless twice."""
-        self._desk.release(lease_id)
+        self.desk.release(lease_id)
 
-    def run_attached(self, argv: Sequence[str], lease_ids: tuple[str, ...]) -> int:
+    def run_attached(
+        self, argv: Sequence[str], lease_ids: tuple[str, ...], *, overrun: str = "warn"
+    ) -> int:
         """Run a command under the leases with the caller's terminal; its status as a shell's."""
         from exo.gpu.execution.foreground import run_attached
         from exo.gpu.execution.outcome import shell_status
 
-        held = [self._desk.held[lease_id] for lease_id in lease_ids]
+        held = [self.desk.held[lease_id] for lease_id in lease_ids]
         changes = self.environment(tuple(lease.lease.device_id for lease in held), lease_ids)
         environ = apply_changes(self._environ, changes)
         keep_open = tuple(lease.lock_fd for lease in held)
-        return shell_status(run_attached(argv, environ, keep_open))
+        with self.desk.watch(lease_ids, overrun) as watch:
+            return shell_status(run_attached(argv, environ, keep_open, watch.start))
 
     def open_slot(
         self, lease_id: str, setup: SlotSetup | None, sink: Callable[[SlotEvent], None]
@@ -162,7 +165,7 @@ class NodeAgent:
         """Start a slot on the leased device."""
         from exo.gpu.execution.supervisor import RunnerSupervisor
 
-        held = self._desk.held[lease_id]
+        held = self.desk.held[lease_id]
         device = self._device(held.lease.device_id)
         changes = self.environment((device.device_id,), (lease_id,))
         slot_id = next(self._numbers)
@@ -231,7 +234,7 @@ class NodeAgent:
     def close(self) -> None:
         """End all slots, at once, and let go of all leases; harmless twice."""
         self.close_slots(tuple(self._slots), kill=True)
-        self._desk.close()
+        self.desk.close()
 
     def _device(self, device_id: str) -> GPUDevice:
         for device in self.inventory().devices:
@@ -273,11 +276,6 @@ class NodeAgent:
             logger.debug("%s: no list of processes: %s", device_id, error)
             return None
 
-    def _listed_pids(self, device_id: str) -> frozenset[int] | None:
-        """The ids of those processes; None where there is no list."""
-        listed = self._driver_list(device_id)
-        return None if listed is None else frozenset(process.pid for process in listed)
-
     def _assemble(self, live: tuple[Lease, ...]) -> Snapshot:
         self._probes.refresh()
         return Snapshot(
@@ -311,4 +309,3 @@ class NodeAgent:
 
 def _reader(backend: TelemetryAbility, device_id: str) -> Callable[[], Any]:
     return lambda: backend.read(device_id)
-

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.execution.ledger_book import SETTLE_SECONDS
 from exo.gpu.execution.lease_store import LeaseStore
+from exo.gpu.execution.ledger_book import SETTLE_SECONDS
+from exo.gpu.nodes.lease_report import measured, release_by_force
+from exo.gpu.nodes.overrun import OverrunWatch, Seen
 from exo.gpu.nodes.transport import Grant
 from exo.gpu.scheduling.explanation import refusal_message
 from exo.gpu.scheduling.job_queue import Turn, in_order, lease_for, take_turn
@@ -22,6 +24,7 @@ from exo.gpu.vocabulary.snapshot import Snapshot
 from exo.gpu.vocabulary.units import format_size
 
 if TYPE_CHECKING:
+    from exo.gpu.backend import DeviceProcess
     from exo.gpu.execution.held import HeldLease, HeldPlace
     from exo.gpu.execution.ledger_book import Book
     from exo.gpu.execution.state_directory import StorePlace
@@ -50,7 +53,7 @@ class Eyes(msgspec.Struct, frozen=True):
     """All devices with what was read last, under these leases."""
     seen_since: Callable[[str], float | None]
     """The monotonic time at which the reading of a device's newest sample began."""
-    listed_pids: Callable[[str], frozenset[int] | None]
+    driver_list: Callable[[str], list[DeviceProcess] | None]
     """The processes on the driver's list for a device; None where it gives none."""
 
 
@@ -150,6 +153,30 @@ class LeaseDesk:
             self._store.close()
             self._store = None
 
+    def report(self) -> tuple[Lease, ...]:
+        """The live leases with what their processes are seen to hold now."""
+        return measured(self.live(), self._eyes.driver_list)
+
+    def end(self, name: str, *, force: bool) -> Lease | Waiter:
+        """Strike out a lease, or take a waiter out of the line, of this user or for root.
+
+        Raises:
+            NoSuchLease: for an id that neither has.
+            LeaseKept: for another user's, or, without ``force``, one under which work goes on.
+
+        """
+        return release_by_force(self.store, name, force=force)
+
+    def watch(self, lease_ids: Iterable[str], overrun: str) -> OverrunWatch:
+        """Looks after the memory of what runs under these leases; see :data:`OVERRUN_WAYS`."""
+
+        def note(lease_id: str, seen: Seen) -> None:
+            with self.store.transaction() as book:
+                book.note(lease_id, seen.memory_bytes, seen.pids)
+
+        leases = () if overrun == "off" else [self.held[lease_id].lease for lease_id in lease_ids]
+        return OverrunWatch(leases, self._eyes.driver_list, note, kill=overrun == "kill")
+
     def line(self) -> tuple[tuple[Waiter, Turn], ...]:
         """Everybody who waits, the first one first, each with what it would be told now."""
         self._look()
@@ -230,9 +257,7 @@ class LeaseDesk:
         finally:
             place.leave()
 
-    def _turn(
-        self, book: Book, asker: Waiter, leases: tuple[Lease, ...]
-    ) -> tuple[Snapshot, Turn]:
+    def _turn(self, book: Book, asker: Waiter, leases: tuple[Lease, ...]) -> tuple[Snapshot, Turn]:
         snapshot = self._eyes.assemble(leases)
         if not book.waiters:
             return snapshot, Turn(decision=select(snapshot, asker.request))
@@ -279,7 +304,8 @@ class LeaseDesk:
         seen = self._eyes.seen_since(state.device.device_id)
         if seen is None or seen <= ended_seconds:
             return False
-        pids = self._eyes.listed_pids(state.device.device_id) if lease.seen_pids else None
+        listed = self._eyes.driver_list(state.device.device_id) if lease.seen_pids else None
+        pids = None if listed is None else frozenset(process.pid for process in listed)
         return is_settled(lease, state, pids)
 
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from exo.gpu.discovery import DiscoveryReport
-    from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
     from exo.gpu.scheduling.job_queue import Turn
+    from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
     from exo.gpu.vocabulary.lease import Waiter
     from exo.gpu.vocabulary.request import Request
     from exo.gpu.vocabulary.snapshot import Snapshot

@@ -42,7 +42,7 @@ class Lease(WireValue, frozen=True, kw_only=True):
     ended_seconds: float | None = None
     """When its last process was gone; from then on it only waits for the memory to come back."""
     seen_bytes: int | None = None
-    """What its processes were last seen to hold, None where nobody looked or the driver hides it."""
+    """What its processes were last seen to hold; None where nobody looked or nobody tells."""
     seen_pids: tuple[int, ...] = ()
     """Its processes on the driver's list at that time."""
 
