@@ -26,6 +26,8 @@ COMMANDS = {
     "select": "Choose devices for a piece of work, and say why.",
     "run": "Run a command pinned to the device that suits it best.",
     "map": "Run a command for every item, spread over the devices.",
+    "leases": "Say who holds which device, and who waits.",
+    "why": "Say what a waiting command waits for.",
     "config": "Show every setting, and where its value comes from.",
     "completion": "Print the completion script for bash, zsh or fish.",
 }
