@@ -30,6 +30,8 @@ COMMANDS = {
     "run": "Run a command pinned to the device that suits it best.",
     "map": "Run a command for every item, spread over the devices.",
     "history": "Show what a device did: its readings over time.",
+    "leases": "Say who holds which device, and who waits.",
+    "why": "Say what a waiting command waits for.",
     "config": "Show every setting, and where its value comes from.",
     "watch": "Sample every device over and over, and keep the history.",
     "completion": "Print the completion script for bash, zsh or fish.",

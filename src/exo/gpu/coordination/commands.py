@@ -43,9 +43,11 @@ class CommandRun:
     that millions of commands need no memory. Use it in a ``with`` block: leaving it early ends
     what still runs.
 
+    With ``wait_seconds`` the first device is waited for in the line.
+
     Raises:
         NeverAvailable: when no device here can ever satisfy the request.
-        NotNow: when one could, but not at the moment.
+        NotNow: when one could, but not at the moment, or not before the wait was over.
 
     """
 
@@ -56,9 +58,15 @@ class CommandRun:
         request: Request,
         node: Node | None = None,
         slots: int | None = None,
+        wait_seconds: float | None = None,
     ) -> None:
         self._dispatcher = Dispatcher(
-            node or LocalNode(), request, setup=None, slots=slots, own_node=node is None
+            node or LocalNode(),
+            request,
+            setup=None,
+            slots=slots,
+            own_node=node is None,
+            wait_seconds=wait_seconds,
         )
         self._ended: queue.SimpleQueue[CommandDone | BaseException | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(PULLED_AHEAD * len(self._dispatcher.lanes))
@@ -144,6 +152,7 @@ def map_commands(
     request: Request,
     node: Node | None = None,
     slots: int | None = None,
+    wait_seconds: float | None = None,
 ) -> CommandRun:
     """Run shell commands over the devices that a request allows; see :class:`CommandRun`."""
-    return CommandRun(commands, request=request, node=node, slots=slots)
+    return CommandRun(commands, request=request, node=node, slots=slots, wait_seconds=wait_seconds)

@@ -102,6 +102,7 @@ class Dispatcher:
         slots: int | None = None,
         max_attempts: int = 3,
         own_node: bool = False,
+        wait_seconds: float | None = None,
     ) -> None:
         """Take the leases and start the slots; with ``own_node`` the node is closed at the end."""
         self._node = node
@@ -121,7 +122,7 @@ class Dispatcher:
         """Set once every slot is ready or given up."""
         self._slots: dict[int, _Slot] = {}
         try:
-            self.left_out = self._open_slots(request, setup, slots)
+            self.left_out = self._open_slots(request, setup, slots, wait_seconds)
         except BaseException:
             if own_node:
                 node.close()
@@ -137,9 +138,15 @@ class Dispatcher:
         self._thread.start()
 
     def _open_slots(
-        self, request: Request, setup: SlotSetup | None, slots: int | None
+        self,
+        request: Request,
+        setup: SlotSetup | None,
+        slots: int | None,
+        wait_seconds: float | None,
     ) -> tuple[Refusal, ...]:
-        acquired, decision = acquire_slots(self._node, request, slots=slots)
+        acquired, decision = acquire_slots(
+            self._node, request, slots=slots, wait_seconds=wait_seconds
+        )
         waiting = deque(acquired)
         try:
             while waiting:

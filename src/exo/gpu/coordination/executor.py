@@ -26,6 +26,7 @@ from exo.gpu.vocabulary.errors import (
     WorkerDied,
 )
 from exo.gpu.vocabulary.job import Attempt, Ending, Outcome, SlotSetup
+from exo.gpu.vocabulary.units import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -77,7 +78,8 @@ class GPUExecutor(Executor):
     :attr:`left_out` and in the log. ``memory`` is what one worker needs in total, as ``"2GiB"``
     or bytes; ``slots`` is how many workers a device gets, by default what the device states.
     ``initializer`` is called once in each worker. ``node`` is a node to share, which then stays
-    open at shutdown.
+    open at shutdown. With ``wait`` (``"30m"`` or seconds) the first device is waited for in the
+    line, so long.
 
     Raises:
         NeverAvailable: when no device here can ever satisfy it.
@@ -99,6 +101,7 @@ class GPUExecutor(Executor):
         node: Node | None = None,
         max_attempts: int = 3,
         holder: str = "",
+        wait: str | float | None = None,
     ) -> None:
         if max_attempts < 1:
             raise InvalidValue("max_attempts", max_attempts, "a whole number of at least 1")
@@ -120,6 +123,7 @@ class GPUExecutor(Executor):
             slots=slots,
             max_attempts=max_attempts,
             own_node=node is None,
+            wait_seconds=None if wait is None else parse_duration(wait, "wait"),
         )
         self._items = itertools.count()
         self._functions = itertools.count()

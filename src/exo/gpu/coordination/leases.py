@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,9 +13,10 @@ from exo.gpu.execution.pinning import apply_changes
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.scheduling.selector import select
 from exo.gpu.vocabulary.device import GPUDevice
+from exo.gpu.vocabulary.units import parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable
 
     from exo.gpu.vocabulary.decision import Decision
     from exo.gpu.vocabulary.request import Request
@@ -50,44 +51,83 @@ def lease(
     runtime: str | None = None,
     exclusive: bool = False,
     holder: str = "",
+    priority: int = 0,
+    wait: str | float | None = None,
+    expires: str | float | None = None,
     node: LocalNode | None = None,
 ) -> Generator[LeasedDevice]:
     """Hold the best device for the length of a ``with`` block.
 
     ``memory`` is what the work needs in total, as ``"8GiB"`` or bytes; without it one of the
-    device's slots is taken. The lease ends with the block, or with this process. It pins nothing
-    here: start a child with ``env=device.environment()``, or set the variables before a GPU
-    library is first used.
+    device's slots is taken. With ``wait`` (``"30m"`` or seconds) the request stands in the line
+    so long where nothing is free now. The lease ends with the block, or with this process, and
+    with ``expires`` after so long whatever still runs. It pins nothing here: start a child with
+    ``env=device.environment()``, or set the variables before a GPU library is first used.
 
     Raises:
-        NeverAvailable: when no device here can ever satisfy the request.
-        NotNow: when one could, but not at the moment.
+        NeverAvailable: when no device here can ever satisfy the request, however long the wait.
+        NotNow: when one could, but not at the moment, or not before the wait was over.
         InvalidValue: naming what cannot be.
 
     """
     request = request_of(
-        memory=memory, devices=devices, runtime=runtime, exclusive=exclusive, holder=holder
+        memory=memory,
+        devices=devices,
+        runtime=runtime,
+        exclusive=exclusive,
+        holder=holder,
+        priority=priority,
     )
-    if node is None:
-        with LocalNode() as opened, _hold(request, opened) as device:
-            yield device
-    else:
-        with _hold(request, node) as device:
-            yield device
+    with ExitStack() as stack:
+        home = node if node is not None else stack.enter_context(LocalNode())
+        held = take(request, home, wait, expires)
+        stack.callback(held.release)
+        yield held.device
 
 
-@contextmanager
-def _hold(request: Request, node: LocalNode) -> Generator[LeasedDevice]:
-    grant = node.acquire(request)
+class HeldDevice(msgspec.Struct):
+    """A leased device, and how to let go of it."""
+
+    device: LeasedDevice
+    release: Callable[[], None]
+
+
+def take(
+    request: Request,
+    node: LocalNode,
+    wait: str | float | None,
+    expires: str | float | None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> HeldDevice:
+    """Take the leases that a request is granted; they are the caller's to release.
+
+    Raises:
+        NeverAvailable: when no device here can ever satisfy the request.
+        NotNow: when one could, but not at the moment, or not before the wait was over.
+        InvalidValue: for a duration that is none.
+
+    """
+    grant = node.acquire(
+        request,
+        wait_seconds=None if wait is None else parse_duration(wait, "wait"),
+        lasts_seconds=None if expires is None else parse_duration(expires, "expires"),
+        cancelled=cancelled,
+    )
     if not grant.lease_ids:
         raise refusal(grant.decision)
+
+    def release() -> None:
+        for lease_id in grant.lease_ids:
+            node.release(lease_id)
+
     try:
         name = grant.decision.chosen[0]
         devices = node.inventory().devices
         device = next(device for device in devices if device.device_id == name)
-        yield LeasedDevice(
+        leased = LeasedDevice(
             **msgspec.structs.asdict(device), variables=node.environment((name,), grant.lease_ids)
         )
-    finally:
-        for lease_id in grant.lease_ids:
-            node.release(lease_id)
+    except BaseException:
+        release()
+        raise
+    return HeldDevice(leased, release)

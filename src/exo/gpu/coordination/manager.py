@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self, TypeVar
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from anyio import lowlevel
 
@@ -23,6 +24,9 @@ from exo.gpu.vocabulary.metrics import GPUMetrics
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.snapshot import STALE_AFTER_SECONDS, DeviceState, Health, Snapshot
 from exo.gpu.vocabulary.units import check_number, check_whole
+
+if TYPE_CHECKING:
+    from exo.gpu.coordination.leases import LeasedDevice
 
 logger = logging.getLogger(__name__)
 
@@ -257,6 +261,22 @@ class GPUClusteringManager:
         split = self._distributor.distribute_by_capacity(shares, tasks, max_per_device)
         excluded = [f"{one} takes no part: {reasons[one]}" for one in devices if one in reasons]
         return Distribution(split, split.unassigned, (*split.reasons, *excluded))
+
+    def lease(self, **request: Any) -> AbstractAsyncContextManager[LeasedDevice]:
+        """Hold the best registered device of this machine: ``async with manager.lease(...)``.
+
+        Takes what :func:`exo.gpu.lease` takes, less the devices. As everywhere in the manager,
+        whatever was registered is considered, of whatever class and runtime.
+
+        Raises:
+            NoSuchDevice: in the ``async with``, where none of them is a device of this machine.
+            NeverAvailable: there, when none of them can ever satisfy the request.
+            NotNow: there, when one could, but not at the moment, or not before ``wait`` was over.
+
+        """
+        from exo.gpu.coordination.async_leases import lease_among
+
+        return lease_among(self.list_devices(), **request)
 
     async def shutdown(self) -> None:
         """Forget everything; every later call raises, but shutting down again is harmless."""

@@ -7,7 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import FrameType
 
 # What a supervisor, a terminal or a batch system may send to the wrapper and means the command.
@@ -16,11 +16,15 @@ FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def run_attached(
-    argv: Sequence[str], environ: Mapping[str, str], keep_open: tuple[int, ...]
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    keep_open: tuple[int, ...],
+    on_start: Callable[[int], None] | None = None,
 ) -> int:
     """Run the command to its end and return its status as ``subprocess`` counts it.
 
-    Call it from the main thread, which is where Python handles signals.
+    ``on_start`` is told its process id. Call it from the main thread, which is where Python
+    handles signals.
 
     Raises:
         FileNotFoundError: when there is no such command.
@@ -50,6 +54,8 @@ def run_attached(
         process = subprocess.Popen(list(argv), env=dict(environ), pass_fds=keep_open)
         for number in received:
             process.send_signal(number)
+        if on_start is not None:
+            on_start(process.pid)
         return process.wait()
     finally:
         for number, handler in previous.items():

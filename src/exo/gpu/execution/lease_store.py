@@ -1,163 +1,57 @@
-"""Leases of all processes of this machine, one file per boot; kernel locks say who lives."""
+"""Leases of all processes of this machine, one ledger per boot; kernel locks say who lives."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 import threading
 import time
-import uuid
-from typing import TYPE_CHECKING, Generic, TypeVar
-
-import msgspec
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from exo.gpu.database import immediate, open_shared
-from exo.gpu.execution.state_directory import StorePlace, boot_id, prepare
+from exo.gpu.execution.bells import BellFolder
+from exo.gpu.execution.held import HeldLease, HeldPlace
+from exo.gpu.execution.ledger_book import SCHEMA, Book, Caches
+from exo.gpu.execution.lock_files import LockFolder
+from exo.gpu.execution.state_directory import StorePlace, prepare
+from exo.gpu.execution.turnstile import DEADLINE_SECONDS, Turnstile
 from exo.gpu.vocabulary.errors import StoreError
-from exo.gpu.vocabulary.lease import Lease
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
-SCHEMA = "CREATE TABLE IF NOT EXISTS leases (lease_id TEXT PRIMARY KEY, record TEXT NOT NULL)"
+    from exo.gpu.database import Connection
+    from exo.gpu.vocabulary.lease import Lease, Waiter
+    from exo.gpu.vocabulary.request import Request
 
-Answer = TypeVar("Answer")
+LEDGER = "ledger.sqlite"
 
+# Enough to recognise one's own program by.
+COMMAND_LENGTH = 200
 
-class Taken(msgspec.Struct, Generic[Answer]):
-    """What was decided, and the leases that were taken with it."""
-
-    answer: Answer
-    leases: tuple[HeldLease, ...]
-
-
-class HeldLease:
-    """A lease that this process holds through an open, locked file.
-
-    Hand :attr:`lock_fd` to every process started under the lease (``pass_fds``): the kernel keeps
-    the lock until the last of them has ended, whatever becomes of this one.
-    """
-
-    def __init__(self, store: LeaseStore, lease: Lease, lock_fd: int) -> None:
-        self.lease = lease
-        self.lock_fd = lock_fd
-        self._store = store
-
-    def release(self) -> None:
-        """Let go; harmless twice. The lease ends now, or with the last process under it."""
-        if self.lock_fd >= 0:
-            os.close(self.lock_fd)
-            self.lock_fd = -1
-            self._store.live()
+# Whom a release wakes at once; everybody polls besides, and who is served wakes the next ones.
+WOKEN_AT_ONCE = 8
 
 
-class LeaseStore:
-    """The leases of one machine since it booted, shared by all its users.
+class Signature:
+    """What this process writes under its leases."""
 
-    Leases are cooperative: they keep those who ask from colliding, and stop nobody else.
-    """
+    def __init__(self, wall: Callable[[], float]) -> None:
+        self._wall = wall
+        self._user: tuple[int, str] = (-1, "")
 
-    def __init__(self, place: StorePlace) -> None:
-        """Open the store, making it where it is missing.
-
-        Raises:
-            StoreError: naming the place and the reason.
-
-        """
-        self.place = place
-        directory = prepare(place)
-        self._locks = directory / "locks"
-        # Threads of this process share the connection; other processes wait in SQLite.
-        self._turn = threading.Lock()
-        self._connection = open_shared(directory / f"leases-{boot_id()}.sqlite", SCHEMA)
-
-    def close(self) -> None:
-        """Close the file; leases that are held stay held."""
-        self._connection.close()
-
-    def live(self) -> tuple[Lease, ...]:
-        """All leases under which a process still works; the others are struck out."""
-        with self._turn, immediate(self._connection):
-            return self._strike_out()
-
-    def take(
-        self, decide: Callable[[tuple[Lease, ...]], tuple[Answer, Sequence[Lease]]]
-    ) -> Taken[Answer]:
-        """Read the ledger, decide and write the new leases as one indivisible step.
-
-        ``decide`` gets the live leases and returns its answer with the leases to take (their
-        ``lease_id``, holder's pid, user, command and time are filled in here). It runs while all
-        other processes wait, so it must not block.
-        """
-        held: list[HeldLease] = []
-        try:
-            with self._turn, immediate(self._connection):
-                answer, wanted = decide(self._strike_out())
-                for lease in wanted:
-                    held.append(self._lock(_signed(lease)))
-                    self._connection.execute(
-                        "INSERT INTO leases VALUES (?, ?)",
-                        (held[-1].lease.lease_id, held[-1].lease.to_json()),
-                    )
-        except BaseException:
-            for lease in held:
-                os.close(lease.lock_fd)
-                self._lock_path(lease.lease.lease_id).unlink(missing_ok=True)
-            raise
-        return Taken(answer, tuple(held))
-
-    def _lock_path(self, lease_id: str) -> Path:
-        return self._locks / lease_id
-
-    def _lock(self, lease: Lease) -> HeldLease:
-        path = self._lock_path(lease.lease_id)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.chmod(0o666)
-        except OSError as error:
-            raise StoreError(f"{path} cannot be locked: {error}") from error
-        return HeldLease(self, lease, descriptor)
-
-    def _strike_out(self) -> tuple[Lease, ...]:
-        alive: list[Lease] = []
-        for lease_id, record in self._connection.execute("SELECT * FROM leases").fetchall():
-            if self._is_alive(lease_id):
-                alive.append(Lease.from_json(record))
-                continue
-            self._connection.execute("DELETE FROM leases WHERE lease_id = ?", (lease_id,))
-            try:
-                self._lock_path(lease_id).unlink(missing_ok=True)
-            except OSError:
-                continue  # another user's file in a sticky directory: an empty file stays
-        return tuple(alive)
-
-    def _is_alive(self, lease_id: str) -> bool:
-        try:
-            descriptor = os.open(self._lock_path(lease_id), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            # Holders lock exclusively; those who only look share, so that two never see each other.
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
-
-
-def _signed(lease: Lease) -> Lease:
-    return msgspec.structs.replace(
-        lease,
-        lease_id=uuid.uuid4().hex[:12],
-        pid=os.getpid(),
-        user=_user(),
-        command=" ".join(sys.argv)[:200],
-        taken_at=time.time(),
-    )
+    def now(self) -> dict[str, Any]:
+        """Pid, user and command, and the time on the wall."""
+        if self._user[0] != os.geteuid():
+            self._user = (os.geteuid(), _user())
+        return {
+            "pid": os.getpid(),
+            "user": self._user[1],
+            "command": " ".join(sys.argv)[:COMMAND_LENGTH],
+            "wall": self._wall(),
+        }
 
 
 def _user() -> str:
@@ -167,3 +61,146 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
+
+
+class LeaseStore:
+    """The leases of one machine since it booted, and who waits for one; shared by all its users.
+
+    Leases are cooperative: they keep those who ask from colliding, and stop nobody else.
+    ``order`` puts waiters in the order in which they are to be woken.
+    """
+
+    def __init__(
+        self,
+        place: StorePlace,
+        *,
+        order: Callable[[Sequence[Waiter]], Sequence[Waiter]] = tuple,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        deadline_seconds: float = DEADLINE_SECONDS,
+    ) -> None:
+        """Open the store, making it where it is missing.
+
+        Raises:
+            StoreError: naming the place, the reason and what to do.
+
+        """
+        self.place = place
+        self._order = order
+        self._clock = clock
+        self._signature = Signature(wall)
+        self._deadline_seconds = deadline_seconds
+        self._turn = threading.Lock()  # between threads of this process
+        self._open()
+
+    def _open(self) -> None:
+        home = prepare(self.place, _furnish)
+        try:
+            self._pid = os.getpid()
+            self._turnstile = Turnstile(home / "turn", deadline_seconds=self._deadline_seconds)
+            self.locks = LockFolder(home / "locks")
+            self.bells = BellFolder(home / "bells")
+        except OSError as error:
+            raise StoreError(_advice(home, str(error))) from error
+        self._home = home
+        self._caches = Caches()
+        self._swept = False
+        with self._turnstile.turn(), _advising(home):
+            self._connection: Connection = open_shared(home / LEDGER, SCHEMA)
+
+    def close(self) -> None:
+        """Close the files; leases that are held stay held. Harmless twice."""
+        self._connection.close()
+        self._turnstile.close()
+        self.locks.close()
+        self.bells.close()
+
+    @contextmanager
+    def transaction(self) -> Generator[Book]:
+        """The ledger, while no other process can read or change it; so do not block within.
+
+        What is changed in the book takes effect together at the end of the block, or not at all
+        when it raises.
+
+        Raises:
+            StoreError: when the ledger cannot be had or is damaged, saying what to do.
+
+        """
+        with self._turn:
+            if self._pid != os.getpid():
+                self._open()  # a fork: nothing of the parent's may be used here
+            with self._turnstile.turn(), _advising(self._home), immediate(self._connection):
+                book = self._new_book()
+                try:
+                    book.read(sweep=not self._swept)
+                    yield book
+                except BaseException:
+                    book.undo()
+                    raise
+            self._swept = True
+            self.bells.ring(book.woken)
+            book.clear_away()
+        if book.gave_back and book.waiters:
+            self.bells.ring(one.waiter_id for one in self._order(book.waiters)[:WOKEN_AT_ONCE])
+
+    def live(self) -> tuple[Lease, ...]:
+        """All leases under which a process still works, or whose memory is still awaited."""
+        with self.transaction() as book:
+            book.prune()
+            return book.leases
+
+    def line_up(self, request: Request, **facts: Any) -> HeldPlace:
+        """Take the last place in the line; ``facts`` are further fields of the ``Waiter``."""
+        with self.transaction() as book:
+            waiter, lock_fd = book.enqueue(request, facts)
+        bell = self.bells.hang(waiter.waiter_id)
+        return HeldPlace(waiter, lock_fd, bell, self._leave)
+
+    def _new_book(self) -> Book:
+        return Book(
+            self._connection,
+            self.locks,
+            self.bells,
+            self._caches,
+            now_seconds=self._clock(),
+            signature=self._signature.now(),
+            hold=lambda lease, lock_fd: HeldLease(lease, lock_fd, self._release),
+        )
+
+    def _release(self, lease_id: str) -> None:
+        with self.transaction() as book:
+            book.end(lease_id)
+
+    def _leave(self, waiter_id: str) -> None:
+        with self.transaction() as book:
+            book.dequeue(waiter_id)
+
+
+def _furnish(fresh: Path) -> None:
+    """All that a store consists of, in a directory of this user's own."""
+    for name in ("locks", "bells"):
+        (fresh / name).mkdir()
+        (fresh / name).chmod(0o1777)
+    (fresh / "turn").touch()
+    open_shared(fresh / LEDGER, SCHEMA).close()
+    for path in fresh.iterdir():
+        if path.is_file():
+            path.chmod(0o666)
+
+
+@contextmanager
+def _advising(home: Path) -> Generator[None]:
+    """Whatever is wrong with the ledger, who reads of it learns what to do."""
+    try:
+        yield
+    except StoreError as error:
+        if str(home) in str(error):
+            raise
+        raise StoreError(_advice(home, str(error))) from error
+
+
+def _advice(home: Path, reason: str) -> str:
+    return (
+        f"the lease store in {home} is of no use: {reason}. Nobody can tell any more what is "
+        "leased: end the work that holds leases, then delete that directory; it is made anew"
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ from exo.gpu.file_systems import NETWORK_FILE_SYSTEMS, file_system
 from exo.gpu.vocabulary.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 
 class StorePlace(msgspec.Struct, frozen=True):
@@ -38,8 +40,13 @@ def choose_place(environ: Mapping[str, str]) -> StorePlace:
     return StorePlace(Path("/tmp/exo-gpu"), "all users of this machine", reason)  # noqa: S108
 
 
-def prepare(place: StorePlace) -> Path:
-    """Make the directory where it is missing, and give it back.
+def prepare(place: StorePlace, furnish: Callable[[Path], None]) -> Path:
+    """The directory of this boot, made where it is missing and filled by ``furnish``.
+
+    It appears whole or not at all. Whoever makes it owns all that is in it from the start: in a
+    sticky directory Linux refuses to open other people's files for creation
+    (``fs.protected_regular``), as SQLite opens its journal, unless they are the directory's
+    owner's.
 
     Raises:
         StoreError: naming the directory, when it cannot be made or lies on a network file
@@ -51,26 +58,37 @@ def prepare(place: StorePlace) -> Path:
             place.path.mkdir(parents=True, exist_ok=True)
             # Everybody's, and nobody removes another's files: as /tmp itself.
             place.path.chmod(0o1777)
-        (place.path / "locks").mkdir(exist_ok=True)
-        _open_to_all(place.path / "locks")
+        _refuse_network(place.path)
+        home = place.path / f"boot-{boot_id()}"
+        if not home.is_dir():
+            _make(home, furnish)
     except OSError as error:
         advice = "set EXO_GPU_STATE to a local directory that you may write"
         raise StoreError(f"no lease store at {place.path}: {error}; {advice}") from error
-    # Locks are not dependable there, and another machine's boot would mix in.
-    kind = file_system(place.path)
+    return home
+
+
+def _make(home: Path, furnish: Callable[[Path], None]) -> None:
+    fresh = Path(tempfile.mkdtemp(prefix="new-", dir=home.parent))
+    try:
+        furnish(fresh)
+        fresh.chmod(0o1777)
+        fresh.rename(home)
+    except OSError:
+        # Somebody else's was there first, unless it is not.
+        if not home.is_dir():
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _refuse_network(path: Path) -> None:
+    kind = file_system(path)
     if kind in NETWORK_FILE_SYSTEMS:
         raise StoreError(
-            f"{place.path} is on {kind}, a network file system, where locks cannot be trusted; "
+            f"{path} is on {kind}, a network file system, where locks cannot be trusted; "
             "set EXO_GPU_STATE to a local directory"
         )
-    return place.path
-
-
-def _open_to_all(directory: Path) -> None:
-    try:
-        directory.chmod(0o1777)
-    except PermissionError:
-        return  # another user's, who opened it already
 
 
 def boot_id(proc: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:

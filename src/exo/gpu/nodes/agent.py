@@ -6,35 +6,41 @@ import itertools
 import logging
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
-from exo.gpu.backend import PinningAbility, TelemetryAbility
+from exo.gpu.backend import (
+    PinningAbility,
+    ProcessAbility,
+    TelemetryAbility,
+    call_with_deadline,
+)
 from exo.gpu.configuration import load_configuration
 from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
-from exo.gpu.execution.lease_store import HeldLease, LeaseStore
 from exo.gpu.execution.pinning import LEASES_VARIABLE, apply_changes, pinning_changes
 from exo.gpu.execution.state_directory import StorePlace, choose_place
+from exo.gpu.nodes.leasing import Eyes, LeaseDesk
 from exo.gpu.nodes.process_lists import ProcessLists
-from exo.gpu.nodes.transport import Grant
 from exo.gpu.nodes.watching import NodeWatch
-from exo.gpu.scheduling.ledger import used_before
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health import assess
 from exo.gpu.telemetry.probe_cache import ProbeCache, cache_path
 from exo.gpu.telemetry.rounds import DeviceSampler
 from exo.gpu.vocabulary.errors import AbilityMissing, BackendError, NoSuchDevice
-from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from exo.gpu.backend import DeviceProcess
     from exo.gpu.execution.supervisor import RunnerSupervisor
+    from exo.gpu.nodes.leasing import OnWait
+    from exo.gpu.nodes.transport import Grant
     from exo.gpu.nodes.watching import NodeEvent
-    from exo.gpu.vocabulary.decision import Decision
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.health import Health
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
+    from exo.gpu.vocabulary.lease import Lease
     from exo.gpu.vocabulary.metrics import GPUMetrics
     from exo.gpu.vocabulary.process import ProcessList
     from exo.gpu.vocabulary.request import Request
@@ -43,6 +49,9 @@ logger = logging.getLogger("exo.gpu.nodes.agent")
 
 # A decision may rest on readings of this age at most; younger ones are not asked for again.
 SAMPLE_REUSE_SECONDS = 1.0
+
+# A list of processes is a help, not a need: a driver that is slow with it is not waited for.
+PROCESSES_SECONDS = 2.0
 
 # A slot that is not done by then is killed.
 STOP_SECONDS = 5.0
@@ -61,15 +70,16 @@ class NodeAgent:
         self._umbrella = tuple(filter(None, self._environ.get(LEASES_VARIABLE, "").split(",")))
         self._service = service or GPUDiscoveryService.of_this_user(self._environ)
         self._report: DiscoveryReport | None = None
-        self._store: LeaseStore | None = None
         self._sampler = DeviceSampler()
         self._collector = TelemetryCollector(max_history=1)
         self._failures: dict[str, str] = {}
         self._watch: NodeWatch | None = None
         self._process_lists = ProcessLists()
         self._probes = ProbeCache(cache_path(self._environ))
+        self._read_begun: dict[str, float] = {}
         self._configuration = load_configuration(self._environ)
-        self._leases: dict[str, HeldLease] = {}
+        eyes = Eyes(self._sample, self._assemble, self._read_begun.get, self._driver_list)
+        self.desk = LeaseDesk(lambda: self.store_place, eyes, self._umbrella)
         self._slots: dict[int, tuple[RunnerSupervisor, str]] = {}
         self._numbers = itertools.count()
 
@@ -169,45 +179,49 @@ class NodeAgent:
     def snapshot(self, *, leases: bool = True) -> Snapshot:
         """All devices now: samples, health and, unless unwanted, live leases."""
         self._sample()
-        return self._assemble(self._open_store().live() if leases else ())
+        live = self.desk.live() if leases else ()
+        return self._assemble(live)
 
     def processes(self) -> tuple[ProcessList, ...]:
         """Who works on each device, or why that is not known; dearer than a snapshot."""
         ids = [device.device_id for device in self.inventory().devices]
         return self._process_lists.ask({name: self._service.backend_of(name) for name in ids})
 
-    def acquire(self, request: Request) -> Grant:
-        """Decide and take the leases as one step, while no other process can."""
-        from exo.gpu.scheduling.selector import select
-
-        self._sample()
-        store = self._open_store()
-
-        def decide(live: tuple[Lease, ...]) -> tuple[Decision, list[Lease]]:
-            snapshot = self._assemble(live)
-            decision = select(snapshot, request)
-            return decision, [_lease(snapshot, name, request) for name in decision.chosen]
-
-        taken = store.take(decide)
-        self._leases.update({held.lease.lease_id: held for held in taken.leases})
-        return Grant(taken.answer, tuple(held.lease.lease_id for held in taken.leases))
+    def acquire(
+        self,
+        request: Request,
+        *,
+        wait_seconds: float | None = None,
+        lasts_seconds: float | None = None,
+        on_wait: OnWait | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Grant:
+        """Decide and take the leases as one step, while no other process can, or in the line."""
+        return self.desk.acquire(
+            request,
+            wait_seconds=wait_seconds,
+            lasts_seconds=lasts_seconds,
+            on_wait=on_wait,
+            cancelled=cancelled,
+        )
 
     def release(self, lease_id: str) -> None:
         """Let go of a lease; harmless twice."""
-        held = self._leases.pop(lease_id, None)
-        if held is not None:
-            held.release()
+        self.desk.release(lease_id)
 
-    def run_attached(self, argv: Sequence[str], lease_ids: tuple[str, ...]) -> int:
+    def run_attached(
+        self, argv: Sequence[str], lease_ids: tuple[str, ...], *, overrun: str = "warn"
+    ) -> int:
         """Run a command under the leases with the caller's terminal; its status as a shell's."""
         from exo.gpu.execution.foreground import run_attached
         from exo.gpu.execution.outcome import shell_status
 
-        held = [self._leases[lease_id] for lease_id in lease_ids]
+        held = [self.desk.held[lease_id] for lease_id in lease_ids]
         changes = self.environment(tuple(lease.lease.device_id for lease in held), lease_ids)
         environ = apply_changes(self._environ, changes)
         keep_open = tuple(lease.lock_fd for lease in held)
-        return shell_status(run_attached(argv, environ, keep_open))
+        with self.desk.watch(lease_ids, overrun) as watch:
+            return shell_status(run_attached(argv, environ, keep_open, watch.start))
 
     def open_slot(
         self, lease_id: str, setup: SlotSetup | None, sink: Callable[[SlotEvent], None]
@@ -215,7 +229,7 @@ class NodeAgent:
         """Start a slot on the leased device."""
         from exo.gpu.execution.supervisor import RunnerSupervisor
 
-        held = self._leases[lease_id]
+        held = self.desk.held[lease_id]
         device = self._device(held.lease.device_id)
         changes = self.environment((device.device_id,), (lease_id,))
         slot_id = next(self._numbers)
@@ -285,11 +299,7 @@ class NodeAgent:
         """End all slots, at once, let go of all leases and end the watch; harmless twice."""
         self.unwatch()
         self.close_slots(tuple(self._slots), kill=True)
-        for lease_id in list(self._leases):
-            self.release(lease_id)
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        self.desk.close()
 
     def _device(self, device_id: str) -> GPUDevice:
         for device in self.inventory().devices:
@@ -297,27 +307,41 @@ class NodeAgent:
                 return device
         raise NoSuchDevice(f"there is no device {device_id!r} here")
 
-    def _open_store(self) -> LeaseStore:
-        if self._store is None:
-            self._store = LeaseStore(self.store_place)
-        return self._store
-
-    def _sample(self) -> None:
-        if self._watch is not None:
-            return
+    def _sample(self, newer_than_seconds: float = 0.0) -> None:
+        """Read every device whose sample is old, or was begun before that monotonic time."""
+        if self._watch is not None and not newer_than_seconds:
+            return  # what it hears is fresh
         readers: dict[str, Callable[[], Any]] = {}
         for device in self.inventory().devices:
             backend = self._service.backend_of(device.device_id)
             age = self._collector.age_seconds(device.device_id)
+            begun = self._read_begun.get(device.device_id, 0.0)
             if isinstance(backend, TelemetryAbility) and (
-                age is None or age > SAMPLE_REUSE_SECONDS
+                age is None or age > SAMPLE_REUSE_SECONDS or begun <= newer_than_seconds
             ):
                 readers[device.device_id] = _reader(backend, device.device_id)
+        begun = time.monotonic()
         taken = self._sampler.sample(readers)
         for sample in taken.samples.values():
             self._collector.observe(sample)
             self._failures.pop(sample.device_id, None)
+            self._read_begun[sample.device_id] = begun
         self._failures.update(taken.failures)
+
+    def _driver_list(self, device_id: str) -> list[DeviceProcess] | None:
+        """The processes on the driver's list; None where it gives none."""
+        backend = self._service.backend_of(device_id)
+        if not isinstance(backend, ProcessAbility):
+            return None
+        try:
+            return call_with_deadline(
+                lambda: backend.processes(device_id),
+                seconds=PROCESSES_SECONDS,
+                name=f"exo-gpu-processes-{device_id}",
+            )
+        except (BackendError, TimeoutError) as error:
+            logger.debug("%s: no list of processes: %s", device_id, error)
+            return None
 
     def _assemble(self, live: tuple[Lease, ...]) -> Snapshot:
         self._probes.refresh()
@@ -360,17 +384,3 @@ class NodeAgent:
 
 def _reader(backend: TelemetryAbility, device_id: str) -> Callable[[], Any]:
     return lambda: backend.read(device_id)
-
-
-def _lease(snapshot: Snapshot, device_id: str, request: Request) -> Lease:
-    state = next(state for state in snapshot.devices if state.device.device_id == device_id)
-    return Lease(
-        lease_id="",
-        device_id=device_id,
-        hardware_id=state.device.hardware_id,
-        memory_pool=state.device.memory_pool,
-        memory_bytes=request.memory_bytes,
-        exclusive=request.exclusive,
-        used_before_bytes=used_before(state, snapshot),
-        holder=request.holder,
-    )

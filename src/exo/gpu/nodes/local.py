@@ -11,10 +11,13 @@ if TYPE_CHECKING:
 
     from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
     from exo.gpu.execution.state_directory import StorePlace
+    from exo.gpu.nodes.leasing import OnWait
     from exo.gpu.nodes.transport import Grant
     from exo.gpu.nodes.watching import NodeEvent
+    from exo.gpu.scheduling.job_queue import Turn
     from exo.gpu.telemetry.collector import TelemetryCollector
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
+    from exo.gpu.vocabulary.lease import Lease, Waiter
     from exo.gpu.vocabulary.process import ProcessList
     from exo.gpu.vocabulary.request import Request
     from exo.gpu.vocabulary.snapshot import Snapshot
@@ -100,9 +103,23 @@ class LocalNode:
         """Who works on each device, or why that is not known; bounded by a deadline."""
         return self._agent.processes()
 
-    def acquire(self, request: Request) -> Grant:
-        """Decide and take the leases as one step."""
-        return self._agent.acquire(request)
+    def acquire(
+        self,
+        request: Request,
+        *,
+        wait_seconds: float | None = None,
+        lasts_seconds: float | None = None,
+        on_wait: OnWait | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Grant:
+        """Decide and take the leases as one step, or stand in the line for them."""
+        return self._agent.acquire(
+            request,
+            wait_seconds=wait_seconds,
+            lasts_seconds=lasts_seconds,
+            on_wait=on_wait,
+            cancelled=cancelled,
+        )
 
     def release(self, lease_id: str) -> None:
         """Let go of a lease; harmless twice."""
@@ -128,12 +145,33 @@ class LocalNode:
         """What pins a process to these devices, under these leases, and hides all others."""
         return self._agent.environment(device_ids, lease_ids)
 
-    def run_attached(self, argv: Sequence[str], lease_ids: tuple[str, ...]) -> int:
+    def leases(self) -> tuple[Lease, ...]:
+        """All live leases, with what their processes are seen to hold now."""
+        return self._agent.desk.report()
+
+    def line(self) -> tuple[tuple[Waiter, Turn], ...]:
+        """Everybody who waits, the first one first, each with what it would be told now."""
+        return self._agent.desk.line()
+
+    def end_lease(self, name: str, *, force: bool = False) -> Lease | Waiter:
+        """Strike out a lease, or take a waiter out of the line, of this user or for root.
+
+        Raises:
+            NoSuchLease: for an id that neither has.
+            LeaseKept: for another user's, or, without ``force``, one under which work goes on.
+
+        """
+        return self._agent.desk.end(name, force=force)
+
+    def run_attached(
+        self, argv: Sequence[str], lease_ids: tuple[str, ...], *, overrun: str = "warn"
+    ) -> int:
         """Run a command under the leases with this process's terminal; its status as a shell's.
 
-        Only the short road has it: a terminal does not travel.
+        Only the short road has it: a terminal does not travel. ``overrun`` says what becomes of
+        one that takes more memory than was declared: ``warn``, ``kill`` or ``off``.
         """
-        return self._agent.run_attached(argv, lease_ids)
+        return self._agent.run_attached(argv, lease_ids, overrun=overrun)
 
     def close(self) -> None:
         """End all slots, at once, and let go of all leases; harmless twice."""

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from exo.gpu.discovery import DiscoveryReport
+    from exo.gpu.scheduling.job_queue import Turn
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
+    from exo.gpu.vocabulary.lease import Waiter
     from exo.gpu.vocabulary.process import ProcessList
     from exo.gpu.vocabulary.request import Request
     from exo.gpu.vocabulary.snapshot import Snapshot
@@ -39,8 +41,21 @@ class Node(Protocol):
         """Who works on each device, or why that is not known; bounded by a deadline."""
         ...
 
-    def acquire(self, request: Request) -> Grant:
-        """Decide and take the leases as one step; the decision says why where none was taken."""
+    def acquire(
+        self,
+        request: Request,
+        *,
+        wait_seconds: float | None = None,
+        lasts_seconds: float | None = None,
+        on_wait: Callable[[Waiter, Turn], None] | None = None,
+        cancelled: Callable[[], bool] = ...,
+    ) -> Grant:
+        """Decide and take the leases as one step; the decision says why where none was taken.
+
+        With ``wait_seconds`` the request stands in the line so long; with ``lasts_seconds`` the
+        leases end then, whoever still works under them. ``on_wait`` hears once of the wait, and
+        ``cancelled`` is asked whether to go on with it, at least once a second.
+        """
         ...
 
     def release(self, lease_id: str) -> None:

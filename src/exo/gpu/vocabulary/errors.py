@@ -8,6 +8,8 @@
     │   └── DuplicateDevice                 a device named or registered twice
     ├── ConfigurationError (ValueError)     a setting that cannot be: names file, key and value
     ├── NoSuchDevice (LookupError)          an id that is not registered here
+    ├── NoSuchLease (LookupError)           an id that no lease and nobody in the line has
+    ├── LeaseKept (RuntimeError)            a lease that may not be ended: another's, or in use
     ├── ManagerClosed (RuntimeError)        a call after shutdown()
     ├── NoDevice (RuntimeError)             the answer to a request is "no"; carries the decision
     │   ├── NeverAvailable                  no device here can ever satisfy it
@@ -82,6 +84,18 @@ class ConfigurationError(ExoGpuError, ValueError):
 
 class NoSuchDevice(ExoGpuError, LookupError):
     """A device id that is not known here."""
+
+
+class NoSuchLease(ExoGpuError, LookupError):
+    """An id that no lease and nobody in the line has."""
+
+
+class LeaseKept(ExoGpuError, RuntimeError):
+    """A lease that may not be ended: another user's, or ``pids`` still work under it."""
+
+    def __init__(self, message: str, pids: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.pids = pids
 
 
 class ManagerClosed(ExoGpuError, RuntimeError):

@@ -5,7 +5,10 @@ from __future__ import annotations
 from exo.gpu.vocabulary.device import DeviceClass
 from exo.gpu.vocabulary.errors import InvalidValue
 from exo.gpu.vocabulary.messages import WireValue
-from exo.gpu.vocabulary.units import check_text, check_whole
+from exo.gpu.vocabulary.units import check_number, check_text, check_whole
+
+LARGEST_PRIORITY = 1000
+"""Either way: the line keeps its order in floating point up to far beyond it."""
 
 
 class Request(WireValue, frozen=True, kw_only=True):
@@ -37,12 +40,20 @@ class Request(WireValue, frozen=True, kw_only=True):
     """Also a device that is cordoned: for a probe that is to find out whether it is well."""
     holder: str = ""
     """Who asks, for people to read."""
+    share: float | None = None
+    """The part of a device that is asked for, above 0 and at most 1; None: not asked in shares."""
+    priority: int = 0
+    """Higher goes first in the line; each step is worth some minutes of waiting."""
 
     def __post_init__(self) -> None:
         """Check every field."""
         check_whole("memory_bytes", self.memory_bytes, low=1, optional=True)
         check_whole("count", self.count, low=1)
         check_whole("slots", self.slots, low=1, optional=True)
+        check_number("share", self.share, low=0, high=1, optional=True)
+        if self.share == 0:
+            raise InvalidValue("share", self.share, "above 0 and at most 1")
+        check_number("priority", self.priority, low=-LARGEST_PRIORITY, high=LARGEST_PRIORITY)
         for name in self.devices:
             check_text("devices", name)
         if self.runtime is not None:

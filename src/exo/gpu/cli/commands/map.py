@@ -13,6 +13,7 @@ import click
 
 from exo.gpu.cli.context import files, left_out_line, make_request, request_options
 from exo.gpu.cli.main import complain
+from exo.gpu.cli.waiting import wait_options, wait_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -42,6 +43,7 @@ READ_BYTES = 65536  # what a pipe holds on Linux
     "69 no device here can ever satisfy this; 75 not now.",
 )
 @request_options
+@wait_options
 @click.option(
     "--slots", type=click.IntRange(min=1), metavar="N", help="How many items a device has at once."
 )
@@ -82,12 +84,13 @@ def command(
     keep_order = keep_order or configuration.value("map.keep_order")
     template, arguments = _split(words)
     items = _lines_of_stdin() if arguments is None else arguments
+    patience = wait_seconds(options)
     request = make_request(f"exo-gpu map {template}", options)
     commands = (fill(template, item) for item in items)
     progress = Progress(sys.stderr, total=None if arguments is None else len(arguments))
     with (
         _ending_on_signals(),
-        map_commands(commands, request=request, slots=slots) as results,
+        map_commands(commands, request=request, slots=slots, wait_seconds=patience) as results,
         progress,
     ):
         left_out = left_out_line(results.left_out)

@@ -10,6 +10,7 @@ import click
 
 from exo.gpu.cli.context import count_option, files, left_out_line, make_request, request_options
 from exo.gpu.cli.main import complain
+from exo.gpu.cli.waiting import wait_options, wait_seconds
 
 if TYPE_CHECKING:
     from exo.gpu.vocabulary.decision import Decision
@@ -27,6 +28,14 @@ NO_SUCH_COMMAND = 127
 )
 @request_options
 @count_option
+@wait_options
+@click.option(
+    "--overrun",
+    type=click.Choice(["warn", "kill", "off"]),
+    default="warn",
+    help="What becomes of a command that takes more memory than it declared, as far as the driver "
+    "tells.",
+)
 @click.argument(
     "argv",
     metavar="[--] COMMAND [ARGUMENT]...",
@@ -34,19 +43,28 @@ NO_SUCH_COMMAND = 127
     type=click.UNPROCESSED,
     shell_complete=files,
 )
-def command(argv: tuple[str, ...], **options: Any) -> int:
+def command(argv: tuple[str, ...], overrun: str, **options: Any) -> int:
     """Run a command pinned to the device that suits it best.
 
     No option is needed: one device of the best class and runtime is leased for as long as the
-    command and its children live. The command sees that device and no other.
+    command and its children live. The command sees that device and no other. Where none is free,
+    the answer is "not now" (75), unless --wait says how long to stand in the line.
     """
     from exo.gpu.coordination.runs import run_command
 
     if not argv:
         raise click.UsageError("what shall run? exo-gpu run [OPTIONS] -- COMMAND [ARGUMENT]...")
+    patience = wait_seconds(options)
     request = make_request(shlex.join(argv), options)
     try:
-        return run_command(argv, request, on_start=_tell_runtimes_left_out)
+        return run_command(
+            argv,
+            request,
+            on_start=_tell_runtimes_left_out,
+            on_wait=complain,
+            wait_seconds=patience,
+            overrun=overrun,
+        )
     except FileNotFoundError:
         complain(f"there is no command {argv[0]!r}")
         return NO_SUCH_COMMAND

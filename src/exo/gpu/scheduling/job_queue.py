@@ -1,0 +1,258 @@
+"""Whose turn it is: the line of waiting requests, its order, and who may pass whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from exo.gpu.scheduling.filters import FILTERS, Filter, first_refusal
+from exo.gpu.scheduling.ledger import used_before
+from exo.gpu.scheduling.selector import select
+from exo.gpu.vocabulary.decision import Decision, Refusal
+from exo.gpu.vocabulary.lease import Lease, Waiter
+from exo.gpu.vocabulary.request import Request
+from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
+
+# What one step of priority is worth. Ageing in one number: two steps more are overtaken by ten
+# minutes of waiting more, so nobody waits for ever, however many important ones come.
+PRIORITY_SECONDS = 300.0
+
+# How many of those ahead are looked at in one decision. Who stands behind more waits for the
+# line to grow shorter: a decision is a few dozen choices at most.
+LOOK_AHEAD = 64
+
+# No wait can be counted on to end these.
+_OUT_OF_ORDER = frozenset({"health", "cordon", "stale"})
+
+_LEASE_OF_WAITER = "waiting:"
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """What one who asks may take now, with the line as it stands.
+
+    ``head`` is the first ahead who cannot be served, with the devices that are kept for it;
+    ``served_first`` are those ahead who can be, and have not come for it yet.
+    """
+
+    decision: Decision
+    ahead: tuple[Waiter, ...] = ()
+    head: Waiter | None = None
+    served_first: tuple[Waiter, ...] = ()
+
+
+def place_in_line(waiter: Waiter) -> tuple[float, int]:
+    """The smaller goes first: who came earlier, where each step of priority counts as minutes."""
+    return (waiter.arrived_seconds - PRIORITY_SECONDS * waiter.request.priority, waiter.number)
+
+
+def in_order(waiters: Iterable[Waiter]) -> tuple[Waiter, ...]:
+    """The line, the first one first."""
+    return tuple(sorted(waiters, key=place_in_line))
+
+
+def take_turn(
+    line: Iterable[Waiter], asker: Waiter, snapshot: Snapshot, now_seconds: float
+) -> Turn:
+    """What ``asker`` may take, given everybody who waits.
+
+    The line is walked in order. Who can be served now is taken to be served, although its process
+    may still be waking up. The first who cannot be is the head: devices are kept for it, and who
+    comes later passes only with what leaves the head's claim on them whole (see
+    :func:`kept_for`). ``asker`` itself may or may not stand in the line.
+    """
+    own = place_in_line(asker)
+    ahead = tuple(
+        one
+        for one in in_order(line)
+        if place_in_line(one) < own and one.waiter_id != asker.waiter_id
+    )
+    head: Waiter | None = None
+    served: list[Waiter] = []
+    for waiter in ahead[:LOOK_AHEAD]:
+        decision = _choose(snapshot, waiter, head, now_seconds)
+        if decision.chosen:
+            served.append(waiter)
+            snapshot = _with_leases(snapshot, waiter, decision.chosen, now_seconds)
+        elif head is None and not decision.never:
+            head = reserve(snapshot, waiter, now_seconds)
+    decision = _choose(snapshot, asker, head, now_seconds)
+    if len(ahead) > LOOK_AHEAD:
+        decision = _too_far_back(decision, len(ahead))
+    if head is None and not decision.chosen and not decision.never:
+        head = reserve(snapshot, asker, now_seconds)
+    return Turn(decision=decision, ahead=ahead, head=head, served_first=tuple(served))
+
+
+def reserve(snapshot: Snapshot, waiter: Waiter, now_seconds: float) -> Waiter:
+    """The waiter with the devices that are kept for it: those for which the fewest must end.
+
+    A reservation that still holds what was promised stays, so that it cannot wander from device
+    to device while others fill the rest. Nothing is kept for one that would not be served even
+    if every lease ended, as long as somebody else's memory is in its way.
+    """
+    view = _seen_by(snapshot, waiter)
+    if waiter.reserved and _would_do(view, waiter, waiter.reserved):
+        return waiter
+    leased = sorted(
+        (state for state in view.devices if state.leases),
+        key=lambda state: (len(state.leases), _held_bytes(state), state.device.device_id),
+    )
+    steps = range(len(leased) + 1) if len(leased) <= LOOK_AHEAD else (0, len(leased))
+    fresh = msgspec.structs.replace(waiter, reserved=(), reserved_seconds=now_seconds)
+    for count in steps:
+        freed = frozenset(state.device.device_id for state in leased[:count])
+        decision = select(_freed(view, freed, now_seconds), waiter.request)
+        if decision.chosen:
+            return msgspec.structs.replace(fresh, reserved=decision.chosen)
+    return fresh
+
+
+def kept_for(head: Waiter, snapshot: Snapshot, now_seconds: float) -> Filter:
+    """The rule that protects the head: a passer must fit beside it.
+
+    On a device that is kept for the head, what was leased before the reservation is taken to end
+    some time; what was taken since may last for ever. So a passer gets in only where it fits
+    beside the head's own claim and all earlier passers, once the old leases are gone. Nobody
+    knows how long work takes, so nothing is promised about when.
+    """
+    since = now_seconds if head.reserved_seconds is None else head.reserved_seconds
+    claim = _freed(snapshot, frozenset(head.reserved), since)
+    claim = _with_leases(claim, head, head.reserved, now_seconds)
+    states = {state.device.device_id: state for state in claim.devices}
+
+    def by_line(state: DeviceState, asked: Snapshot, request: Request) -> Refusal | None:
+        """Not a device, or that part of it, which is kept for the first in the line."""
+        device_id = state.device.device_id
+        if device_id not in head.reserved or _is_askers_own(state, asked):
+            return None
+        view = msgspec.structs.replace(claim, umbrella=asked.umbrella)
+        if first_refusal(states[device_id], view, request) is None:
+            return None
+        who = head.request.holder or head.command or head.waiter_id
+        reason = f"is kept for {who} (process {head.pid}), who is first in the line"
+        return Refusal(device_id=device_id, rule="line", reason=reason, permanent=False)
+
+    return by_line
+
+
+def lease_for(snapshot: Snapshot, device_id: str, request: Request) -> Lease:
+    """The lease that grants a request on one device; the store signs it."""
+    state = next(state for state in snapshot.devices if state.device.device_id == device_id)
+    return Lease(
+        lease_id="",
+        device_id=device_id,
+        hardware_id=state.device.hardware_id,
+        memory_pool=state.device.memory_pool,
+        memory_bytes=request.memory_bytes,
+        exclusive=request.exclusive,
+        share=request.share,
+        used_before_bytes=used_before(state, snapshot),
+        holder=request.holder,
+    )
+
+
+def _choose(
+    snapshot: Snapshot, waiter: Waiter, head: Waiter | None, now_seconds: float
+) -> Decision:
+    view = _seen_by(snapshot, waiter)
+    if head is None or not head.reserved:
+        return select(view, waiter.request)
+    return select(view, waiter.request, (*FILTERS, kept_for(head, snapshot, now_seconds)))
+
+
+def _too_far_back(decision: Decision, count: int) -> Decision:
+    """The decision of one before whom more wait than can be looked at."""
+    reason = f"is for those ahead in the line, {count} of them"
+    behind = tuple(
+        Refusal(device_id=device_id, rule="line", reason=reason, permanent=False)
+        for device_id in decision.chosen
+    )
+    return msgspec.structs.replace(decision, chosen=(), refusals=(*decision.refusals, *behind))
+
+
+def _seen_by(snapshot: Snapshot, waiter: Waiter) -> Snapshot:
+    """The devices that a waiter sees, with the leases under which it works itself."""
+    visible = frozenset(waiter.visible)
+    if waiter.umbrella == snapshot.umbrella and (
+        not visible or all(state.device.hardware_id in visible for state in snapshot.devices)
+    ):
+        return snapshot
+    return msgspec.structs.replace(
+        snapshot,
+        umbrella=waiter.umbrella,
+        devices=tuple(
+            state
+            for state in snapshot.devices
+            if not visible or state.device.hardware_id in visible
+        ),
+    )
+
+
+def _would_do(view: Snapshot, waiter: Waiter, device_ids: Sequence[str]) -> bool:
+    """Whether the reservation will serve the waiter once the older leases there have ended."""
+    since = waiter.reserved_seconds if waiter.reserved_seconds is not None else 0.0
+    kept = frozenset(device_ids)
+    freed = _freed(view, kept, since)
+    only = msgspec.structs.replace(
+        freed, devices=tuple(one for one in freed.devices if one.device.device_id in kept)
+    )
+    decision = select(only, waiter.request)
+    return set(decision.chosen) == kept and not any(
+        one.rule in _OUT_OF_ORDER for one in decision.refusals
+    )
+
+
+def _freed(snapshot: Snapshot, device_ids: frozenset[str], since_seconds: float) -> Snapshot:
+    """The snapshot as it will be when the leases granted until then on these devices have ended."""
+    return msgspec.structs.replace(
+        snapshot,
+        devices=tuple(
+            _cleared(state, snapshot, since_seconds)
+            if state.device.device_id in device_ids and state.leases
+            else state
+            for state in snapshot.devices
+        ),
+    )
+
+
+def _cleared(state: DeviceState, snapshot: Snapshot, since_seconds: float) -> DeviceState:
+    foreign = used_before(state, snapshot)
+    sample = state.sample
+    if sample is not None and sample.memory_used_bytes is not None and foreign is not None:
+        used = min(sample.memory_used_bytes, foreign)
+        sample = msgspec.structs.replace(sample, memory_used_bytes=used)
+    return msgspec.structs.replace(
+        state,
+        sample=sample,
+        leases=tuple(lease for lease in state.leases if lease.granted_seconds > since_seconds),
+    )
+
+
+def _with_leases(
+    snapshot: Snapshot, waiter: Waiter, device_ids: Sequence[str], now_seconds: float
+) -> Snapshot:
+    """The snapshot as if the waiter had been served with these devices."""
+
+    def served(state: DeviceState) -> DeviceState:
+        if state.device.device_id not in device_ids:
+            return state
+        lease = msgspec.structs.replace(
+            lease_for(snapshot, state.device.device_id, waiter.request),
+            lease_id=f"{_LEASE_OF_WAITER}{waiter.waiter_id}",
+            pid=waiter.pid,
+            granted_seconds=now_seconds,
+        )
+        return msgspec.structs.replace(state, leases=(*state.leases, lease))
+
+    return msgspec.structs.replace(
+        snapshot, devices=tuple(served(state) for state in snapshot.devices)
+    )
+
+
+def _is_askers_own(state: DeviceState, snapshot: Snapshot) -> bool:
+    return any(lease.lease_id in snapshot.umbrella for lease in state.leases)
+
+
+def _held_bytes(state: DeviceState) -> int:
+    return sum(lease.memory_bytes or 0 for lease in state.leases)
