@@ -76,6 +76,13 @@ class Decision(WireValue, frozen=True, kw_only=True):
         return not self.chosen and possible < self.request.count
 
 
+class Allotment(msgspec.Struct, frozen=True):
+    """A decision of several made in one pass, and what it takes of each chosen device."""
+
+    decision: Decision
+    taken: tuple[Lease, ...] = ()
+
+
 class Choice(msgspec.Struct, frozen=True):
     """What was chosen, without the reasons: a decision where every microsecond counts.
 
