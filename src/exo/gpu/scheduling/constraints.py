@@ -248,9 +248,7 @@ def memory_asked(state: DeviceState, request: Request) -> int:
     return asked
 
 
-def never(
-    state: DeviceState, rule: str, reason: str, *, total_bytes: int | None = None
-) -> Refusal:
+def never(state: DeviceState, rule: str, reason: str, *, total_bytes: int | None = None) -> Refusal:
     """A refusal that no wait changes."""
     return Refusal(
         device_id=state.device.device_id,

@@ -85,7 +85,9 @@ def _first_gang(
 def _could(devices: Sequence[GPUDevice], request: Request, links: Links) -> bool:
     if len(devices) < request.count:
         return False
-    if request.count == 1 or not (request.same_node or request.interconnect is not Interconnect.ANY):
+    if request.count == 1 or not (
+        request.same_node or request.interconnect is not Interconnect.ANY
+    ):
         return True
     return find_gang(devices, [0] * len(devices), request, links) is not None
 
@@ -158,7 +160,9 @@ def _never_reason(
     )
     if max(sizes.values()) >= request.count:
         where = " on one machine" if request.same_node else ""
-        joined = "" if request.interconnect is Interconnect.ANY else f", {_JOINED[request.interconnect]}"
+        joined = (
+            "" if request.interconnect is Interconnect.ANY else f", {_JOINED[request.interconnect]}"
+        )
         return (
             f"{request.count} devices{where}{joined} are asked for, and no {request.count} of "
             f"those here are ({counts})"

@@ -76,9 +76,9 @@ class _Limit(msgspec.Struct, frozen=True):
 def free_memory(state: DeviceState, snapshot: Snapshot) -> FreeMemory:
     """What ``state`` can still give: the smaller of its own memory and of its pool.
 
-    What is counted as used is the larger of the reading and of (use by nobody's lease when the
-    leases were granted, or what is kept for others where that is more, + everything leased). A device that shares a pool and reports no total of
-    its own may use the whole pool.
+    What is counted as used is the larger of the reading and of everything leased beside the use by
+    nobody's lease when the leases were granted, or beside what is kept for others where that is
+    more. A device that shares a pool and reports no total of its own may use the whole pool.
     """
     limits = [one for one in _limits(state, snapshot) if one is not None and one.total is not None]
     if not limits:
@@ -192,9 +192,7 @@ def _limits(state: DeviceState, snapshot: Snapshot) -> tuple[_Limit, _Limit | No
     return own, _pool_limit(state, members, snapshot) if members else None
 
 
-def _pool_limit(
-    state: DeviceState, members: tuple[DeviceState, ...], snapshot: Snapshot
-) -> _Limit:
+def _pool_limit(state: DeviceState, members: tuple[DeviceState, ...], snapshot: Snapshot) -> _Limit:
     pool = state.device.memory_pool
     leases = [
         lease

@@ -154,7 +154,9 @@ def _coolness(facts: Facts) -> float | None:
 
 
 def _coolness_words(facts: Facts, value: float | None) -> str:
-    return "temperature not reported" if value is None else f"{facts.sample.temperature_celsius:g} C"
+    return (
+        "temperature not reported" if value is None else f"{facts.sample.temperature_celsius:g} C"
+    )
 
 
 def _fit(facts: Facts) -> float | None:

@@ -92,7 +92,9 @@ class Request(WireValue, frozen=True, kw_only=True):
         check_whole("host_memory_bytes", self.host_memory_bytes, low=1, optional=True)
         check_number("min_idle_percent", self.min_idle_percent, low=0, high=100, optional=True)
         low = ABSOLUTE_ZERO_CELSIUS
-        check_number("max_temperature_celsius", self.max_temperature_celsius, low=low, optional=True)
+        check_number(
+            "max_temperature_celsius", self.max_temperature_celsius, low=low, optional=True
+        )
         if isinstance(self.priority, bool) or not isinstance(self.priority, int):
             raise InvalidValue("priority", self.priority, "a whole number")
         self._check_share()
