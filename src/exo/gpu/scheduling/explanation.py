@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from exo.gpu.vocabulary.decision import Decision, Refusal, Score, ScoreTerm
-from exo.gpu.vocabulary.request import Request
+from exo.gpu.vocabulary.links import Interconnect
+from exo.gpu.vocabulary.request import DEFAULT_POLICY, Request
 from exo.gpu.vocabulary.snapshot import Snapshot
 from exo.gpu.vocabulary.units import format_size
 
 WIDTH = 80
 # One line for an error: a reader compares three reasons at a glance, not thirty.
 _REASONS_SHOWN = 3
-# The order of the rules that can never change, as the filters apply them.
-_PERMANENT_RULES = ("device", "class", "runtime", "memory")
+# The order of the rules that can never change, as the filters apply them; "closest to a yes" last.
+_PERMANENT_RULES = (
+    "contradiction",
+    "device",
+    "node",
+    "class",
+    "runtime",
+    "vendor",
+    "backend",
+    "capability",
+    "label",
+    "share",
+    "idle",
+    "temperature",
+    "host",
+    "memory",
+)
 
 
 def explain(decision: Decision, snapshot: Snapshot) -> str:
@@ -30,6 +46,8 @@ def explain(decision: Decision, snapshot: Snapshot) -> str:
             f"{device_id} ({names.get(device_id, '?')})" for device_id in decision.chosen
         )
         lines += _wrapped("Chosen:  ", chosen)
+        if decision.slowest_link:
+            lines += _wrapped("Links:   ", f"the slowest is {decision.slowest_link}")
     else:
         lines += _wrapped("Chosen:  ", f"none; {refusal_message(decision)}")
     if decision.ranking:
@@ -52,30 +70,42 @@ def refusal_message(decision: Decision) -> str:
         return "no device was found here"
     if not decision.never:
         return _not_now_message(decision)
-    unknown = [one.reason for one in decision.refusals if one.rule == "name"]
-    if unknown:
-        return "; ".join(unknown)
+    faults = [one.reason for one in decision.refusals if _is_of_the_request(one, decision.request)]
+    if faults:
+        return "; ".join(faults)
     if decision.never_reason:
         return decision.never_reason
     return _never_message(decision)
 
 
+def _is_of_the_request(refusal: Refusal, request: Request) -> bool:
+    """Whether it refuses no device but a name, a label or a contradiction of the request."""
+    return (
+        (refusal.rule == "contradiction" and refusal.device_id == "request")
+        or (refusal.rule == "name" and refusal.device_id in request.devices)
+        or (refusal.rule == "label" and refusal.device_id in request.labels)
+    )
+
+
 def _never_message(decision: Decision) -> str:
-    """Built on the rule that the refused devices failed last, the closest to a yes."""
+    """Led by the rule that the refused devices failed last, the closest to a yes."""
     refusals = [one for one in decision.refusals if one.permanent]
     rule = max((one.rule for one in refusals), key=_closeness)
     closest = [one for one in refusals if one.rule == rule]
     request = decision.request
+    # That a device is not among those named is no news to who named them.
+    others = [one for one in refusals if one.rule not in {rule, "device"}]
+    more = f"; {_joined(others)}" if others else ""
     if rule == "memory":
         kind = " ".join(filter(None, (request.device_class, request.runtime)))
         where = "none of the devices named" if request.devices else f"no {kind} device here"
         asked = format_size(request.memory_bytes)
-        return f"{' '.join(where.split())} can hold {asked}: {_largest(closest)}"
+        return f"{' '.join(where.split())} can hold {asked}: {_largest(closest)}{more}"
     if rule == "runtime":
-        return f"no device here belongs to runtime {request.runtime!r}: {_joined(closest)}"
+        return f"no device here belongs to runtime {request.runtime!r}: {_joined(closest)}{more}"
     if rule == "class":
-        return f"no device here is of class {request.device_class}: {_joined(closest)}"
-    return f"no device here will do: {_joined(closest)}"
+        return f"no device here is of class {request.device_class}: {_joined(closest)}{more}"
+    return f"no device here will do: {_joined(closest)}{more}"
 
 
 def _closeness(rule: str) -> int:
@@ -107,20 +137,43 @@ def _joined(refusals: Sequence[Refusal]) -> str:
 
 
 def _request_words(request: Request) -> str:
-    memory = "memory not declared" if request.memory_bytes is None else "memory "
-    parts = [memory if request.memory_bytes is None else memory + format_size(request.memory_bytes)]
-    parts.append("1 device" if request.count == 1 else f"{request.count} devices")
-    if request.exclusive:
-        parts.append("alone on it")
-    if request.devices:
-        parts.append(f"only {', '.join(request.devices)}")
-    if request.device_class:
-        parts.append(f"class {request.device_class}")
-    if request.runtime:
-        parts.append(f"runtime {request.runtime}")
-    if request.all_devices:
-        parts.append("every class and runtime")
-    return ", ".join(parts)
+    nothing = "memory not declared" if request.share is None else ""
+    memory = f"memory {format_size(request.memory_bytes)}" if request.memory_bytes else nothing
+    devices = "1 device" if request.count == 1 else f"{request.count} devices"
+    words = [memory, devices, "alone on it" if request.exclusive else ""]
+    words += [text.format(value) for text, value in _wishes(request) if value not in {None, ""}]
+    return ", ".join(filter(None, words))
+
+
+def _wishes(request: Request) -> Iterator[tuple[str, object]]:
+    """Each further part of a request as words with a place for its value; empty for no wish."""
+    yield "a share of {:g}", request.share
+    yield "only {}", ", ".join(request.devices)
+    yield "not {}", ", ".join(request.without_devices)
+    yield "node {!r}", request.node
+    yield "class {}", request.device_class
+    yield "runtime {}", request.runtime
+    yield "{}", "every class and runtime" if request.all_devices else ""
+    yield "made by {}", " or ".join(request.vendors)
+    yield "backend {}", " or ".join(request.backends)
+    yield "compute capability {} or more", request.min_compute_capability
+    yield "labelled {}", " and ".join(request.labels)
+    yield "not labelled {}", " or ".join(request.without_labels)
+    yield "{:g} % idle or more", request.min_idle_percent
+    yield "{:g} C or less", request.max_temperature_celsius
+    yield "{} cores beside it", request.host_cpus
+    yield "{} of the machine's memory beside it", _size(request.host_memory_bytes)
+    if request.count > 1:
+        yield "{}", "on one machine" if request.same_node else ""
+        joined = request.interconnect
+        yield "joined by {}", "" if joined is Interconnect.ANY else joined.replace("_", " ")
+    yield "preferably {}", " or ".join(request.prefer)
+    yield "warm for {!r} if possible", request.affinity_key
+    yield "policy {}", "" if request.policy == DEFAULT_POLICY else request.policy
+
+
+def _size(size_bytes: int | None) -> str:
+    return "" if size_bytes is None else format_size(size_bytes)
 
 
 def _score_lines(place: int, score: Score, kind: str) -> list[str]:
@@ -137,7 +190,7 @@ def _term_words(term: ScoreTerm) -> str:
     note = f"  {term.note}" if term.note else ""
     if term.value is None:
         return f"{name} -{note}"
-    if term.name == "heat":
+    if term.multiplies:
         return f"{name} times {term.value:.3f}{note}"
     contribution = term.value * term.weight
     return f"{name} {term.value:.3f} x {term.weight:.2f} = {contribution:.3f}{note}"
@@ -148,7 +201,8 @@ def _refusal_lines(title: str, refusals: Iterable[Refusal]) -> list[str]:
     for one in refusals:
         when = "never" if one.permanent else "not now"
         label = one.rule if title.startswith("Left") else f"{one.rule}, {when}"
-        lines += _wrapped("  ", f"{one.device_id} [{label}] {one.reason}", hanging=6)
+        text = "; also ".join((f"{one.device_id} [{label}] {one.reason}", *one.also))
+        lines += _wrapped("  ", text, hanging=6)
     return ["", title, *lines] if lines else []
 
 

@@ -1,86 +1,29 @@
-"""Which devices will not do, and why: one rule a function, applied in a fixed order."""
+"""Which devices will not do now, and why: one rule a function, applied in a fixed order."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
+import math
+from collections.abc import Iterator, Sequence
 
-from exo.gpu.scheduling.ledger import free_memory, others_leases, total_memory
+from exo.gpu.scheduling.constraints import (
+    LASTING_FILTERS,
+    Filter,
+    by_sense,
+    memory_asked,
+    names_of,
+    unknown_names,
+)
+from exo.gpu.scheduling.ledger import free_memory, host_held, others_leases
 from exo.gpu.vocabulary.decision import Refusal
-from exo.gpu.vocabulary.device import GPUDevice
+from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot
 from exo.gpu.vocabulary.units import format_size
 
-Filter = Callable[[DeviceState, Snapshot, Request], Refusal | None]
+__all__ = ["FILTERS", "Filter", "first_refusal", "names_of", "unknown_names"]
 
-
-def names_of(device: GPUDevice) -> tuple[str, ...]:
-    """Every name by which a request may ask for the device."""
-    return (device.device_id, device.hardware_id, *device.aliases)
-
-
-def unknown_names(snapshot: Snapshot, request: Request) -> tuple[Refusal, ...]:
-    """A refusal for each name in the request that no device here has, with the near spelling."""
-    if not request.devices:
-        return ()
-    known = [name for state in snapshot.devices for name in names_of(state.device)]
-    here = ", ".join(state.device.device_id for state in snapshot.devices) or "none"
-    refusals: list[Refusal] = []
-    for name in request.devices:
-        if name in known:
-            continue
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        reason = f"no device here is called {name!r} ({hint}here: {here})"
-        refusals.append(Refusal(device_id=name, rule="name", reason=reason, permanent=True))
-    return tuple(refusals)
-
-
-def by_name(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
-    """Only the devices that the request names; none of them where it names an unknown one."""
-    if not request.devices:
-        return None
-    if not set(names_of(state.device)).intersection(request.devices):
-        return _never(state, "device", "is not among the devices named")
-    unknown = unknown_names(snapshot, request)
-    if unknown:
-        missing = ", ".join(repr(refusal.device_id) for refusal in unknown)
-        return _never(state, "device", f"is named together with {missing}, which is not here")
-    return None
-
-
-def by_class(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
-    """Only the class that the request names."""
-    del snapshot
-    actual = state.device.device_class
-    if request.device_class in {None, actual}:
-        return None
-    return _never(state, "class", f"is of class {actual}, not {request.device_class}")
-
-
-def by_runtime(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
-    """Only the runtime that the request names."""
-    del snapshot
-    actual = state.device.runtime
-    if request.runtime in {None, actual}:
-        return None
-    return _never(state, "runtime", f"belongs to runtime {actual}, not {request.runtime}")
-
-
-def by_total_memory(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
-    """Never a device that holds less than is asked, or whose memory nobody knows."""
-    asked = request.memory_bytes
-    if not asked:
-        return None
-    total = total_memory(state, snapshot)
-    if total is None:
-        reason = f"reports no memory total, and {format_size(asked)} are asked for"
-        return _never(state, "memory", reason)
-    if total >= asked:
-        return None
-    reason = f"holds {format_size(total)} in all, {format_size(asked)} are asked for"
-    return _never(state, "memory", reason, total_bytes=total)
+# Ten shares of 0.1 are a whole, whatever binary fractions make of them.
+SHARE_TOLERANCE = 1e-9
 
 
 def by_freshness(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
@@ -126,19 +69,40 @@ def by_exclusive(state: DeviceState, snapshot: Snapshot, request: Request) -> Re
 
 
 def by_slots(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
-    """Work that declares no memory takes one of the device's slots."""
-    if request.memory_bytes is not None:
+    """Work that declares neither memory nor a share takes one of the device's slots."""
+    if request.memory_bytes is not None or request.share is not None:
         return None
-    taken = sum(lease.memory_bytes is None for lease in others_leases(state, snapshot))
-    slots = request.slots or state.device.slots
-    if taken < slots:
+    leases = others_leases(state, snapshot)
+    if not leases:
         return None
-    return _not_now(state, "slots", f"has {taken} of {slots} slots taken")
+    taken = sum(takes_slot(lease) for lease in leases)
+    slots = slots_of(state, request)
+    if taken >= slots:
+        return _not_now(state, "slots", f"has {taken} of {slots} slots taken")
+    most = state.settings.max_share
+    held = share_held(leases, most, slots)
+    if held + most / slots <= most + SHARE_TOLERANCE:
+        return None
+    reason = f"has no slot free beside the shares of it that are leased ({held:g} of {most:g})"
+    return _not_now(state, "slots", reason)
+
+
+def by_share(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
+    """Shares must fit beside those that are leased; a slot counts as an equal part."""
+    asked, most = request.share, state.settings.max_share
+    if asked is None:
+        return None
+    held = share_held(others_leases(state, snapshot), most, slots_of(state, request))
+    if held + asked <= most + SHARE_TOLERANCE:
+        return None
+    left = max(0.0, most - held)
+    reason = f"has a share of {left:g} free of the {asked:g} asked for ({held:g} leased)"
+    return _not_now(state, "share", reason)
 
 
 def by_free_memory(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
     """Work that declares memory must fit what is free on the device and in its pool."""
-    asked = request.memory_bytes
+    asked = memory_asked(state, request)
     if not asked:
         return None
     memory = free_memory(state, snapshot)
@@ -155,19 +119,90 @@ def by_free_memory(state: DeviceState, snapshot: Snapshot, request: Request) -> 
     )
 
 
+def by_idle(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
+    """At least as much compute free as is asked; what reports none is no candidate."""
+    del snapshot
+    asked = request.min_idle_percent
+    if not asked:
+        return None
+    sample = state.sample
+    busy = None if sample is None else sample.compute_utilization_percent
+    if busy is None:
+        return _not_now(state, "idle", f"has no known utilization: {_unread(state)}")
+    if 100 - busy >= asked:
+        return None
+    return _not_now(state, "idle", f"is {100 - busy:g} % idle, {asked:g} % are asked for")
+
+
+def by_temperature(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
+    """At most as hot as is asked; what reports no temperature is no candidate."""
+    del snapshot
+    most = request.max_temperature_celsius
+    if most is None:
+        return None
+    celsius = None if state.sample is None else state.sample.temperature_celsius
+    if celsius is None:
+        return _not_now(state, "temperature", f"has no known temperature: {_unread(state)}")
+    if celsius <= most:
+        return None
+    return _not_now(state, "temperature", f"is at {celsius:g} C, at most {most:g} C is asked for")
+
+
+def by_free_host(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
+    """The cores and the memory asked for beside the devices must be free on their machine."""
+    cpus, memory = request.host_cpus, request.host_memory_bytes
+    host = snapshot.hosts.get(state.device.node)
+    if host is None or (cpus is None and memory is None):
+        return None
+    if cpus is not None:
+        leases = others_leases(host, snapshot)
+        taken = sum(takes_slot(lease) for lease in leases)
+        left = slots_of(host) - taken - host_held(snapshot, state.device.node)[0]
+        if left < cpus:
+            reason = f"is on a machine with {max(0, left)} cores free of the {cpus} asked for"
+            return _not_now(state, "host", reason)
+    if memory is not None:
+        free = free_memory(host, snapshot).free_bytes
+        if free is not None and free < memory:
+            words = f"{format_size(free)} of memory free of the {format_size(memory)} asked for"
+            return _not_now(state, "host", f"is on a machine with {words}")
+    return None
+
+
 FILTERS: tuple[Filter, ...] = (
-    by_name,
-    by_class,
-    by_runtime,
-    by_total_memory,
+    by_sense,
+    *LASTING_FILTERS,
     by_freshness,
     by_health,
     by_cordon,
     by_exclusive,
     by_slots,
+    by_share,
     by_free_memory,
+    by_idle,
+    by_temperature,
+    by_free_host,
 )
 """Rules about what never changes come first, so that "never" is not hidden by "not now"."""
+
+
+def takes_slot(lease: Lease) -> bool:
+    """Whether a lease declares nothing, and so holds a slot."""
+    return lease.memory_bytes is None and lease.share is None
+
+
+def slots_of(state: DeviceState, request: Request | None = None) -> int:
+    """How many leases that declare nothing the device takes at once."""
+    asked = None if request is None else request.slots
+    return asked or state.settings.slots or state.device.slots
+
+
+def share_held(leases: Sequence[Lease], most: float, slots: int) -> float:
+    """The part of a device that leases hold: their shares, and an equal part for each slot."""
+    if not leases:
+        return 0.0
+    parts = [lease.share for lease in leases if lease.share is not None]
+    return math.fsum(parts) + sum(takes_slot(lease) for lease in leases) * most / slots
 
 
 def first_refusal(
@@ -177,11 +212,20 @@ def first_refusal(
     filters: tuple[Filter, ...] = FILTERS,
 ) -> Refusal | None:
     """What the first rule that objects says, or None for an eligible device."""
+    return next(refusals_of(state, snapshot, request, filters), None)
+
+
+def refusals_of(
+    state: DeviceState,
+    snapshot: Snapshot,
+    request: Request,
+    filters: tuple[Filter, ...] = FILTERS,
+) -> Iterator[Refusal]:
+    """What every rule that objects says, in the order of the rules."""
     for rule in filters:
         refusal = rule(state, snapshot, request)
         if refusal is not None:
-            return refusal
-    return None
+            yield refusal
 
 
 def _by(holder: str, pid: int) -> str:
@@ -189,17 +233,9 @@ def _by(holder: str, pid: int) -> str:
     return f" by {who}" if who else ""
 
 
-def _never(
-    state: DeviceState, rule: str, reason: str, *, total_bytes: int | None = None
-) -> Refusal:
-    return Refusal(
-        device_id=state.device.device_id,
-        rule=rule,
-        reason=reason,
-        permanent=True,
-        total_bytes=total_bytes,
-    )
-
-
 def _not_now(state: DeviceState, rule: str, reason: str) -> Refusal:
     return Refusal(device_id=state.device.device_id, rule=rule, reason=reason, permanent=False)
+
+
+def _unread(state: DeviceState) -> str:
+    return "no sample yet" if state.sample is None else "it is asleep"

@@ -8,8 +8,12 @@ import msgspec
 
 from exo.gpu.vocabulary.device import HOST_POOL, DeviceClass
 from exo.gpu.vocabulary.lease import Lease
+from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 from exo.gpu.vocabulary.units import format_size
+
+# What a desktop takes beyond what it holds at the moment: a browser's window or two.
+DESKTOP_BYTES = 512 * 2**20
 
 
 class FreeMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,49 +31,56 @@ class FreeMemory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Limit(msgspec.Struct, frozen=True):
-    """One constraint: a device's own memory, or that of the pool it shares."""
+    """One constraint: a device's own memory, or that of the pool it shares.
+
+    ``held`` is what leases declare, ``foreign`` the largest use by nobody's lease that a grant
+    recorded, never above the use now; ``kept`` is what others are to have, what they use included,
+    and ``lasting`` the part of it that stays when they leave. ``leasable`` bounds all leases.
+    """
 
     owner: str
     total: int | None
     used: int | None
-    leases: tuple[Lease, ...]
     reserved: int
-
-    @property
-    def held(self) -> int:
-        return sum(lease.memory_bytes or 0 for lease in self.leases)
-
-    @property
-    def foreign(self) -> int:
-        """The largest use by nobody's lease that a grant recorded, never above the use now."""
-        known = [lease.used_before_bytes or 0 for lease in self.leases]
-        return min(max(known, default=0), self.used or 0)
-
-    @property
-    def counted(self) -> int:
-        # A lease's bytes count before its processes have taken them: reading use alone would
-        # start a hundred jobs at once.
-        return max(self.used or 0, self.foreign + self.held)
+    held: int
+    foreign: int
+    kept: int = 0
+    lasting: int = 0
+    leasable: int | None = None
 
     @property
     def free(self) -> int:
-        return max(0, (self.total or 0) - self.reserved - self.counted)
+        # A lease's bytes count before its processes have taken them: reading use alone would
+        # start a hundred jobs at once.
+        counted = max(self.used or 0, max(self.foreign, self.kept) + self.held)
+        left = (self.total or 0) - self.reserved - counted
+        if self.leasable is not None:
+            left = min(left, self.leasable - self.held)
+        return max(0, left)
+
+    @property
+    def most(self) -> int:
+        """What one lease could ever get."""
+        most = (self.total or 0) - self.reserved - self.lasting
+        return max(0, most if self.leasable is None else min(most, self.leasable))
 
     def described(self) -> str:
         use = "use unknown" if self.used is None else f"{format_size(self.used)} in use"
         held = f", {format_size(self.held)} leased" if self.held else ""
-        kept = f", {format_size(self.reserved)} reserved" if self.reserved else ""
-        return f"{self.owner}: {use}{held}{kept} of {format_size(self.total)}"
+        reserved = f", {format_size(self.reserved)} reserved" if self.reserved else ""
+        kept = f", {format_size(self.kept)} kept for others" if self.kept else ""
+        part = "" if self.leasable is None else f", {format_size(self.leasable)} of it for leases"
+        return f"{self.owner}: {use}{held}{reserved}{kept} of {format_size(self.total)}{part}"
 
 
 def free_memory(state: DeviceState, snapshot: Snapshot) -> FreeMemory:
     """What ``state`` can still give: the smaller of its own memory and of its pool.
 
-    What is counted as used is the larger of the reading and of (use by nobody's lease when the
-    leases were granted + everything leased). A device that shares a pool and reports no total of
-    its own may use the whole pool.
+    What is counted as used is the larger of the reading and of everything leased beside the use by
+    nobody's lease when the leases were granted, or beside what is kept for others where that is
+    more. A device that shares a pool and reports no total of its own may use the whole pool.
     """
-    limits = [limit for limit in _limits(state, snapshot) if limit.total is not None]
+    limits = [one for one in _limits(state, snapshot) if one is not None and one.total is not None]
     if not limits:
         note = f"{state.device.device_id} reports no memory total"
         return FreeMemory(free_bytes=None, total_bytes=None, note=note)
@@ -83,16 +94,32 @@ def free_memory(state: DeviceState, snapshot: Snapshot) -> FreeMemory:
     )
 
 
+def memory_figures(
+    state: DeviceState, snapshot: Snapshot
+) -> tuple[int | None, int | None, int | None]:
+    """The figures of :func:`free_memory` alone: free, total, and the most one lease could get."""
+    own, pool = _limits(state, snapshot)
+    if pool is None or pool.total is None:
+        return (None, None, None) if own.total is None else (own.free, own.total, own.most)
+    if own.total is None:
+        return pool.free, pool.total, pool.most
+    return (
+        min(own.free, pool.free),
+        min(own.total, pool.total),
+        min(own.most, pool.most),
+    )
+
+
 def others_leases(state: DeviceState, snapshot: Snapshot) -> tuple[Lease, ...]:
     """The leases on a device, without those under which the asker itself works."""
+    if not state.leases or not snapshot.umbrella:
+        return state.leases
     return tuple(lease for lease in state.leases if lease.lease_id not in snapshot.umbrella)
 
 
 def total_memory(state: DeviceState, snapshot: Snapshot) -> int | None:
     """The most that ``state`` could ever give, or None where nobody knows."""
-    limits = _limits(state, snapshot)
-    known = [max(0, limit.total - limit.reserved) for limit in limits if limit.total is not None]
-    return min(known) if known else None
+    return memory_figures(state, snapshot)[2]
 
 
 def used_before(state: DeviceState, snapshot: Snapshot) -> int | None:
@@ -100,37 +127,118 @@ def used_before(state: DeviceState, snapshot: Snapshot) -> int | None:
 
     On a device that shares a pool this is the use of the pool. None where it is not reported.
     """
-    limit = _limits(state, snapshot)[-1]
+    own, pool = _limits(state, snapshot)
+    limit = own if pool is None else pool
     if limit.used is None:
         return None
     return max(limit.used - limit.held, limit.foreign)
 
 
-def _limits(state: DeviceState, snapshot: Snapshot) -> tuple[_Limit, ...]:
-    """The device's own limit, and behind it that of its pool where it shares one."""
-    own = _limit(state.device.device_id, state, others_leases(state, snapshot))
+def lease_for(
+    state: DeviceState, snapshot: Snapshot, request: Request, *, with_host: bool = True
+) -> Lease:
+    """What a request takes of a device that was chosen for it; who writes it down adds the id.
+
+    With ``with_host`` it also holds what the request needs of the device's machine.
+    """
+    return Lease(
+        lease_id="",
+        device_id=state.device.device_id,
+        hardware_id=state.device.hardware_id,
+        memory_pool=state.device.memory_pool,
+        memory_bytes=request.memory_bytes,
+        exclusive=request.exclusive,
+        share=request.share,
+        host_cpus=request.host_cpus if with_host else None,
+        host_memory_bytes=request.host_memory_bytes if with_host else None,
+        used_before_bytes=used_before(state, snapshot),
+        holder=request.holder,
+    )
+
+
+def host_held(snapshot: Snapshot, node: str) -> tuple[int, int]:
+    """Cores and bytes of a machine that leases hold beside their devices, the asker's left out."""
+    leases = [
+        lease
+        for lease in snapshot.host_leases.get(node, ())
+        if lease.lease_id not in snapshot.umbrella
+    ]
+    return (
+        sum(lease.host_cpus or 0 for lease in leases),
+        sum(lease.host_memory_bytes or 0 for lease in leases),
+    )
+
+
+def _limits(state: DeviceState, snapshot: Snapshot) -> tuple[_Limit, _Limit | None]:
+    """The device's own limit, and that of its pool where it shares one."""
+    device = state.device
     members = _pool_members(state, snapshot)
-    if not members:
-        return (own,)
+    leases = others_leases(state, snapshot)
+    held = sum([lease.memory_bytes or 0 for lease in leases]) if leases else 0
+    # What a grant recorded on a shared pool is the pool's use, so it says nothing of the device.
+    foreign = 0 if members else _foreign(state, leases)
+    used, total = _sampled_use(state), _own_total(state)
+    part = state.settings.max_share
+    own = _Limit(
+        device.device_id,
+        total,
+        used,
+        _reserved(state),
+        held,
+        foreign,
+        *((0, 0) if members else _kept(state, used, foreign if leases else used)),
+        int(total * part) if part < 1 and total is not None else None,
+    )
+    return own, _pool_limit(state, members, snapshot) if members else None
+
+
+def _pool_limit(state: DeviceState, members: tuple[DeviceState, ...], snapshot: Snapshot) -> _Limit:
     pool = state.device.memory_pool
-    leases = tuple(
+    leases = [
         lease
         for member in members
         for lease in others_leases(member, snapshot)
         if lease.memory_pool == pool
+    ]
+    keeper = _keeper(members)
+    used = _sampled_use(keeper)
+    foreign = _foreign(keeper, leases)
+    held = sum(lease.memory_bytes or 0 for lease in leases)
+    if pool == HOST_POOL:
+        held += host_held(snapshot, state.device.node)[1]
+    kept = [_kept(member, used, foreign if held else used) for member in members]
+    return _Limit(
+        f"pool {pool}",
+        _own_total(keeper),
+        used,
+        _reserved(keeper),
+        held,
+        foreign,
+        max(most for most, _ in kept),
+        max(lasting for _, lasting in kept),
     )
-    # What a grant recorded on a shared pool is the pool's use, so it says nothing of the device.
-    unrecorded = tuple(
-        msgspec.structs.replace(lease, used_before_bytes=None) for lease in own.leases
-    )
-    whole = _limit(f"pool {pool}", _keeper(members), leases)
-    return (msgspec.structs.replace(own, leases=unrecorded), whole)
 
 
-def _limit(owner: str, state: DeviceState, leases: tuple[Lease, ...]) -> _Limit:
-    sample = state.sample
-    reserved = 0 if sample is None else sample.memory_reserved_bytes or 0
-    return _Limit(owner, _own_total(state), _sampled_use(state), leases, reserved)
+def _foreign(state: DeviceState, leases: Iterable[Lease]) -> int:
+    known = max([lease.used_before_bytes or 0 for lease in leases], default=0)
+    return min(known, _sampled_use(state) or 0)
+
+
+def _kept(state: DeviceState, used: int | None, foreign: int | None) -> tuple[int, int]:
+    """What others are to have, and the part of it that stays when they leave.
+
+    As a person set it, else room for the desktop on a card that drives a display.
+    """
+    kept = state.settings.reserve_bytes
+    if kept is not None:
+        return kept, kept
+    if not state.device.drives_display:
+        return 0, 0
+    return DESKTOP_BYTES + min(foreign or 0, used or 0), DESKTOP_BYTES
+
+
+def _reserved(state: DeviceState) -> int:
+    return 0 if state.sample is None else state.sample.memory_reserved_bytes or 0
 
 
 def _pool_members(state: DeviceState, snapshot: Snapshot) -> tuple[DeviceState, ...]:
@@ -138,11 +246,7 @@ def _pool_members(state: DeviceState, snapshot: Snapshot) -> tuple[DeviceState, 
     pool, node = state.device.memory_pool, state.device.node
     if pool == state.device.hardware_id:
         return ()
-    members = tuple(
-        other
-        for other in snapshot.devices
-        if other.device.memory_pool == pool and other.device.node == node
-    )
+    members = snapshot.pools.get((node, pool), ())
     return members if len(members) > 1 or pool == HOST_POOL else ()
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
 
 from exo.gpu.vocabulary.decision import Score, ScoreTerm
 from exo.gpu.vocabulary.device import DeviceCapabilities
 from exo.gpu.vocabulary.metrics import GPUMetrics
+from exo.gpu.vocabulary.snapshot import DeviceState
 from exo.gpu.vocabulary.units import check_whole
 
 MEMORY_WEIGHT = 0.6
@@ -31,6 +35,80 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     )
 
 
+class Facts(msgspec.Struct, frozen=True):
+    """What a scorer may look at: a device, its newest sample, and the memory that counts.
+
+    ``free_bytes`` is what leases leave free, ``capacity_bytes`` the total; None where unknown.
+    """
+
+    state: DeviceState
+    sample: GPUMetrics
+    free_bytes: int | None
+    capacity_bytes: int | None
+
+
+class Scorer(Protocol):
+    """One term of a score. A class of your own with these three makes a policy of your own."""
+
+    @property
+    def name(self) -> str:
+        """What the term is called in explanations."""
+        ...
+
+    def value(self, facts: Facts) -> float | None:
+        """Within 0..1, higher is better; None where what it takes is not known."""
+        ...
+
+    def note(self, facts: Facts, value: float | None) -> str:
+        """What people should know of the value; with None, why there is none."""
+        ...
+
+
+class MemoryFree:
+    """The part of the memory that is free once leases are honoured."""
+
+    name = "memory"
+
+    def value(self, facts: Facts) -> float | None:
+        """Free over total, within 0..1."""
+        return _memory_ratio(facts.sample, facts.capacity_bytes, facts.free_bytes)
+
+    def note(self, facts: Facts, value: float | None) -> str:
+        """Only that it is missing, where it is."""
+        del facts
+        return "" if value is not None else "use or total not reported"
+
+
+class ComputeIdle:
+    """The part of the compute that nobody uses."""
+
+    name = "compute"
+
+    def value(self, facts: Facts) -> float | None:
+        """1 less the utilization, within 0..1."""
+        return _idle(facts.sample)
+
+    def note(self, facts: Facts, value: float | None) -> str:
+        """Only that it is missing, where it is."""
+        del facts
+        return "" if value is not None else "utilization not reported"
+
+
+class Heat:
+    """A penalty for what runs hot: a factor of the score."""
+
+    name = "heat"
+
+    def value(self, facts: Facts) -> float | None:
+        """1 up to 80 C, then falling to 0.1 at 116 C."""
+        return _penalty(facts.sample.temperature_celsius)
+
+    def note(self, facts: Facts, value: float | None) -> str:
+        """The temperature, and whether it costs."""
+        del value
+        return _penalty_note(facts.sample.temperature_celsius)
+
+
 def score_sample(
     device_id: str,
     sample: GPUMetrics | None,
@@ -38,7 +116,7 @@ def score_sample(
     capacity_bytes: int | None = None,
     free_bytes: int | None = None,
 ) -> Score:
-    """Score one sample, term by term.
+    """Score one sample by memory, compute and heat, term by term.
 
     ``capacity_bytes`` stands in where the sample has no total; ``free_bytes`` replaces what the
     sample says is free where leases leave less. A missing reading drops its term and the weights
@@ -47,20 +125,52 @@ def score_sample(
     if sample is None:
         return Score(device_id=device_id, total=0.0, notes=("no sample yet",))
     memory = _memory_ratio(sample, capacity_bytes, free_bytes)
-    percent = sample.compute_utilization_percent
-    idle = None if percent is None else _clamp(1.0 - percent / 100.0)
-    present = (MEMORY_WEIGHT if memory is not None else 0.0) + (
-        COMPUTE_WEIGHT if idle is not None else 0.0
-    )
-    penalty = _penalty(sample.temperature_celsius)
-    terms = (
-        _term("memory", memory, MEMORY_WEIGHT, present, "use or total not reported"),
-        _term("compute", idle, COMPUTE_WEIGHT, present, "utilization not reported"),
-        penalty,
-    )
-    total = sum(term.weight * (term.value or 0.0) for term in terms[:2])
-    factor = 1.0 if penalty.value is None else penalty.value
-    return Score(device_id=device_id, total=_clamp(total * factor), terms=terms)
+    idle, penalty = _idle(sample), _penalty(sample.temperature_celsius)
+    values, weights = (memory, idle), (MEMORY_WEIGHT, COMPUTE_WEIGHT)
+    missing = ("use or total not reported", "utilization not reported")
+    terms = scaled_terms(("memory", "compute"), values, weights, missing)
+    heat = factor_term("heat", penalty, _penalty_note(sample.temperature_celsius))
+    total = weighted(values, weights) * (1.0 if penalty is None else penalty)
+    return Score(device_id=device_id, total=_clamp(total), terms=(*terms, heat))
+
+
+def weighted(values: Sequence[float | None], weights: Sequence[float]) -> float:
+    """The mean of the known values by their weights; 0 where none is known."""
+    present = 0.0
+    for value, weight in zip(values, weights, strict=True):
+        if value is not None:
+            present += weight
+    total = 0.0
+    for value, weight in zip(values, weights, strict=True):
+        if value is not None:
+            total += weight / present * value
+    return total
+
+
+def scaled_terms(
+    names: Sequence[str],
+    values: Sequence[float | None],
+    weights: Sequence[float],
+    notes: Sequence[str],
+) -> tuple[ScoreTerm, ...]:
+    """The terms of :func:`weighted`; where one is missing, the others' weights are scaled up."""
+    known = [weight for value, weight in zip(values, weights, strict=True) if value is not None]
+    present = sum(known)
+    all_known = len(known) == len(values)
+    terms: list[ScoreTerm] = []
+    for name, value, weight, note in zip(names, values, weights, notes, strict=True):
+        if value is None:
+            terms.append(ScoreTerm(name, None, 0.0, f"{note}: term dropped"))
+            continue
+        scaled = "" if all_known else "weight scaled up, a term is missing"
+        words = ", ".join(filter(None, (note, scaled)))
+        terms.append(ScoreTerm(name, value, weight / present, words))
+    return tuple(terms)
+
+
+def factor_term(name: str, value: float | None, note: str) -> ScoreTerm:
+    """A term that multiplies the score; None leaves it as it is."""
+    return ScoreTerm(name, value, 1.0, note, multiplies=True)
 
 
 class DeviceScorer:
@@ -133,22 +243,25 @@ def _memory_ratio(
     return _clamp((free if free_bytes is None else min(free, free_bytes)) / total)
 
 
-def _term(name: str, value: float | None, weight: float, present: float, missing: str) -> ScoreTerm:
-    if value is None:
-        return ScoreTerm(name, None, 0.0, f"{missing}: term dropped")
-    scaled = (
-        "" if present == MEMORY_WEIGHT + COMPUTE_WEIGHT else "weight scaled up, a term is missing"
-    )
-    return ScoreTerm(name, value, weight / present, scaled)
+def _idle(sample: GPUMetrics) -> float | None:
+    percent = sample.compute_utilization_percent
+    return None if percent is None else _clamp(1.0 - percent / 100.0)
 
 
-def _penalty(celsius: float | None) -> ScoreTerm:
+def _penalty(celsius: float | None) -> float | None:
     if celsius is None:
-        return ScoreTerm("heat", None, 1.0, "temperature not reported: no penalty")
+        return None
     if celsius <= HEAT_FREE_CELSIUS:
-        return ScoreTerm("heat", 1.0, 1.0, f"{celsius:g} C: no penalty")
-    value = max(LOWEST_PENALTY, 1.0 - (celsius - HEAT_FREE_CELSIUS) / HEAT_SPAN_CELSIUS)
-    return ScoreTerm("heat", value, 1.0, f"{celsius:g} C: penalty above {HEAT_FREE_CELSIUS:g} C")
+        return 1.0
+    return max(LOWEST_PENALTY, 1.0 - (celsius - HEAT_FREE_CELSIUS) / HEAT_SPAN_CELSIUS)
+
+
+def _penalty_note(celsius: float | None) -> str:
+    if celsius is None:
+        return "temperature not reported: no penalty"
+    if celsius <= HEAT_FREE_CELSIUS:
+        return f"{celsius:g} C: no penalty"
+    return f"{celsius:g} C: penalty above {HEAT_FREE_CELSIUS:g} C"
 
 
 def _clamp(value: float) -> float:

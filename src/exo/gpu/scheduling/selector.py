@@ -1,204 +1,196 @@
-"""Which devices to take: filters, the class and runtime rules, scores and a fixed order."""
+"""Which devices to take: filters, scores and a fixed order, then the class and runtime rules."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from exo.gpu.scheduling.constraints import contradictions, unknown_labels, unknown_names
 from exo.gpu.scheduling.explanation import explain, refusal_message
-from exo.gpu.scheduling.filters import FILTERS, Filter, first_refusal, unknown_names
-from exo.gpu.scheduling.ledger import free_memory
-from exo.gpu.scheduling.scorer import Candidates, DeviceScorer, natural_key, score_sample
-from exo.gpu.vocabulary.decision import Decision, Refusal, Score
-from exo.gpu.vocabulary.device import GPUDevice
+from exo.gpu.scheduling.filters import FILTERS, Filter, names_of, refusals_of
+from exo.gpu.scheduling.groups import Candidate, judge
+from exo.gpu.scheduling.ledger import FreeMemory, free_memory, lease_for
+from exo.gpu.scheduling.policies import Policy, policy_named
+from exo.gpu.scheduling.scorer import Candidates, DeviceScorer, Facts
+from exo.gpu.scheduling.standing import (
+    AVOIDED_NOTE,
+    DISPLAY_NOTE,
+    TIER_NOTES,
+    displays_last,
+    identity_of,
+    place_of,
+    tier_of,
+)
+from exo.gpu.vocabulary.decision import Allotment, Decision, Refusal, Score
+from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot
 
-__all__ = ["DeviceSelector", "explain", "refusal_message", "select"]
-
-# A device of a higher tier is taken only when none of a lower one is left in its class.
-_WELL, _DEGRADED, _SLEEPING, _UNSAMPLED = range(4)
-_TIER_NOTES = {
-    _DEGRADED: "degraded: behind every sound device",
-    _SLEEPING: "asleep: behind every device that is awake, and woken when used",
-    _UNSAMPLED: "no sample yet: behind every sampled device",
-}
-
-_Group = tuple[str, str]
+__all__ = ["DeviceSelector", "explain", "rank", "refusal_message", "select", "select_many"]
 
 
-class _Candidate(msgspec.Struct, frozen=True):
-    """An eligible device with its score and its place in the order."""
-
-    device: GPUDevice
-    score: Score
-    order: tuple[object, ...]
-
-
-def select(snapshot: Snapshot, request: Request, filters: tuple[Filter, ...] = FILTERS) -> Decision:
+def select(
+    snapshot: Snapshot,
+    request: Request,
+    filters: tuple[Filter, ...] = FILTERS,
+    *,
+    policies: Mapping[str, Policy] | None = None,
+) -> Decision:
     """Answer a request from a snapshot alone; the same two give the same answer.
 
     Unless the request names devices or asks for all, only one class and runtime is used: the first
     in the ranking that has ``request.count`` eligible devices; the rest is left out with the
     reason. A better class whose devices are only taken for now is waited for ("not now"): work for
-    a GPU must not land on the host because the GPU is busy. Several devices are all or nothing.
+    a GPU must not land on the host because the GPU is busy. Several devices are all or nothing,
+    and are those that are joined best. ``policies`` may be named beside the presets.
+
+    Raises:
+        UnknownName: for a policy that is not known, with the near spelling.
+
     """
-    candidates: list[_Candidate] = []
-    refusals = list(unknown_names(snapshot, request))
+    policy = policy_named(request.policy, policies)
+    rules = (*filters, *policy.filters)
+    candidates: list[Candidate] = []
+    refusals = [
+        *contradictions(request),
+        *unknown_names(snapshot, request),
+        *unknown_labels(snapshot, request),
+    ]
     for state in snapshot.devices:
-        refusal = first_refusal(state, snapshot, request, filters)
-        if refusal is None:
-            candidates.append(_candidate(state, snapshot))
+        objections = list(refusals_of(state, snapshot, request, rules))
+        if objections:
+            refusals.append(_with_others(objections))
         else:
-            refusals.append(refusal)
+            candidates.append(_candidate(state, snapshot, request, policy))
     candidates.sort(key=lambda candidate: candidate.order)
-    sizes = _possible_groups(snapshot, request, refusals)
-    holder = _class_holder(snapshot, request, refusals, sizes)
-    allowed = [one for one in candidates if not _is_below(one.device, holder)]
-    group = _first_group(allowed, request)
-    members = [one for one in allowed if _group(one.device, request) == group]
-    others = [one for one in candidates if one not in members]
-    best = members[0].device if members else holder
-    enough = len(members) >= request.count
+    candidates = displays_last(candidates, lambda one: (one.device, one.place))
+    verdict = judge(snapshot, request, candidates, refusals)
     return Decision(
         request=request,
-        chosen=tuple(one.device.device_id for one in members[: request.count]) if enough else (),
+        chosen=verdict.chosen,
         ranking=tuple(one.score for one in candidates),
         refusals=tuple(refusals),
-        left_out=tuple(_left_out(one.device, best) for one in others if best is not None),
+        left_out=verdict.left_out,
         table_version=snapshot.version,
-        never_reason="" if enough else _never_reason(request, sizes),
+        never_reason=verdict.never_reason,
+        slowest_link=verdict.slowest_link,
     )
 
 
-def _candidate(state: DeviceState, snapshot: Snapshot) -> _Candidate:
+def select_many(
+    snapshot: Snapshot,
+    requests: Iterable[Request],
+    filters: tuple[Filter, ...] = FILTERS,
+    *,
+    policies: Mapping[str, Policy] | None = None,
+) -> tuple[Allotment, ...]:
+    """Answer requests one after the other, each seeing what the earlier ones took.
+
+    Nothing is written anywhere: the leases have no id yet, and are for the caller to take.
+
+    Raises:
+        UnknownName: for a policy that is not known, with the near spelling.
+
+    """
+    allotments: list[Allotment] = []
+    for request in requests:
+        decision = select(snapshot, request, filters, policies=policies)
+        taken = leases_of(snapshot, decision.chosen, request)
+        allotments.append(Allotment(decision, taken))
+        snapshot = _with_leases(snapshot, taken)
+    return tuple(allotments)
+
+
+def rank(
+    snapshot: Snapshot, request: Request, *, policies: Mapping[str, Policy] | None = None
+) -> tuple[Score, ...]:
+    """The scores of all devices that will do, best first, the class and runtime rules left out.
+
+    Raises:
+        UnknownName: for a policy that is not known, with the near spelling.
+
+    """
+    return select(snapshot, request, policies=policies).ranking
+
+
+def leases_of(snapshot: Snapshot, chosen: Iterable[str], request: Request) -> tuple[Lease, ...]:
+    """What the request takes of each chosen device, and once of each of their machines."""
+    states = {state.device.device_id: state for state in snapshot.devices}
+    nodes: set[str] = set()
+    leases: list[Lease] = []
+    for device_id in chosen:
+        state = states[device_id]
+        first = state.device.node not in nodes
+        nodes.add(state.device.node)
+        leases.append(lease_for(state, snapshot, request, with_host=first))
+    return tuple(leases)
+
+
+def _with_leases(snapshot: Snapshot, leases: Iterable[Lease]) -> Snapshot:
+    new = {lease.device_id: lease for lease in leases}
+    return msgspec.structs.replace(
+        snapshot,
+        devices=tuple(
+            msgspec.structs.replace(state, leases=(*state.leases, new[state.device.device_id]))
+            if state.device.device_id in new
+            else state
+            for state in snapshot.devices
+        ),
+    )
+
+
+def _with_others(objections: list[Refusal]) -> Refusal:
+    """The first objection, which is the answer, with what the other rules say."""
+    first, *others = objections
+    also = tuple(dict.fromkeys(one.reason for one in others if one.reason != first.reason))
+    return msgspec.structs.replace(first, also=also) if also else first
+
+
+def _candidate(
+    state: DeviceState, snapshot: Snapshot, request: Request, policy: Policy
+) -> Candidate:
     device = state.device
     memory = free_memory(state, snapshot)
-    score = score_sample(
-        device.device_id,
-        state.sample,
-        capacity_bytes=memory.total_bytes,
-        free_bytes=memory.free_bytes,
-    )
-    tier = _tier(state)
-    notes = [_TIER_NOTES[tier]] if tier in _TIER_NOTES else []
-    if tier == _DEGRADED and state.health_reason:
-        notes.append(state.health_reason)
-    if memory.note:
-        notes.append(f"{memory.note}{' (assumed)' if memory.assumed else ''}")
-    if state.measured_gflops is not None:
-        notes.append(f"measured at {state.measured_gflops:,.0f} GFLOP/s: breaks ties")
+    facts = facts_of(state, memory.free_bytes, memory.total_bytes)
+    affinity = None
+    if request.affinity_key:
+        affinity = (request.affinity_key, request.affinity_key in state.warm_keys)
+    score = policy.score(device.device_id, facts, affinity=affinity, weight=state.settings.weight)
+    place = place_of(state, preferred=not set(names_of(device)).isdisjoint(request.prefer))
     order = (
         device.device_class.rank,
-        tier,
+        place,
         -score.total,
         -(state.measured_gflops or 0.0),
         -(memory.free_bytes or 0),
-        natural_key(device.hardware_id),
-        natural_key(device.node),
-        natural_key(device.device_id),
+        *identity_of(device),
     )
-    return _Candidate(device, msgspec.structs.replace(score, notes=tuple(notes)), order)
+    notes = tuple(_notes(state, memory))
+    return Candidate(device, msgspec.structs.replace(score, notes=notes), place, order)
 
 
-def _tier(state: DeviceState) -> int:
+def facts_of(state: DeviceState, free_bytes: int | None, total_bytes: int | None) -> Facts | None:
+    """What scorers look at; None for a device that was never sampled."""
     if state.sample is None:
-        return _UNSAMPLED
-    if state.sample.sleeping or state.health is Health.SLEEPING:
-        return _SLEEPING
-    return _DEGRADED if state.health is Health.DEGRADED else _WELL
-
-
-def _group(device: GPUDevice, request: Request) -> _Group:
-    """Devices of the same group may work together for this request."""
-    if request.all_devices or request.devices:
-        return ("", "")
-    return (str(device.device_class), device.runtime)
-
-
-def _possible_groups(
-    snapshot: Snapshot, request: Request, refusals: Sequence[Refusal]
-) -> dict[_Group, int]:
-    """How many devices of each group could serve, now or later."""
-    hopeless = {refusal.device_id for refusal in refusals if refusal.permanent}
-    sizes: dict[_Group, int] = {}
-    for state in snapshot.devices:
-        if state.device.device_id not in hopeless:
-            group = _group(state.device, request)
-            sizes[group] = sizes.get(group, 0) + 1
-    return sizes
-
-
-def _class_holder(
-    snapshot: Snapshot,
-    request: Request,
-    refusals: Sequence[Refusal],
-    sizes: dict[_Group, int],
-) -> GPUDevice | None:
-    """A device that is only taken for now, of the best class that could serve; else None.
-
-    A device that failed holds nothing: nobody knows when it comes back.
-    """
-    if request.all_devices or request.devices:
         return None
-    taken = {
-        one.device_id
-        for one in refusals
-        if not one.permanent and one.rule not in {"health", "cordon"}
-    }
-    holders = [
-        state.device
-        for state in snapshot.devices
-        if state.device.device_id in taken and sizes[_group(state.device, request)] >= request.count
-    ]
-    return min(holders, key=lambda device: device.device_class.rank, default=None)
+    return Facts(state, state.sample, free_bytes, total_bytes)
 
 
-def _is_below(device: GPUDevice, holder: GPUDevice | None) -> bool:
-    return holder is not None and device.device_class.rank > holder.device_class.rank
-
-
-def _first_group(candidates: Sequence[_Candidate], request: Request) -> _Group | None:
-    groups: dict[_Group, int] = {}
-    for candidate in candidates:
-        group = _group(candidate.device, request)
-        groups[group] = groups.get(group, 0) + 1
-    for group, members in groups.items():
-        if members >= request.count:
-            return group
-    return next(iter(groups), None)
-
-
-def _left_out(device: GPUDevice, chosen: GPUDevice) -> Refusal:
-    ask = f"ask for device {device.device_id}, or for all devices"
-    if device.device_class is not chosen.device_class:
-        rule = "class"
-        reason = (
-            f"is of class {device.device_class}, while the best that can serve, "
-            f"{chosen.device_id}, is {chosen.device_class}; {ask}"
-        )
-    else:
-        rule = "runtime"
-        reason = (
-            f"belongs to runtime {device.runtime}, while the best that can serve, "
-            f"{chosen.device_id}, is {chosen.runtime}; ask for runtime {device.runtime}, "
-            f"for device {device.device_id}, or for all devices"
-        )
-    return Refusal(device_id=device.device_id, rule=rule, reason=reason, permanent=False)
-
-
-def _never_reason(request: Request, sizes: dict[_Group, int]) -> str:
-    """Why waiting is in vain although single devices would do, or nothing."""
-    if not sizes or max(sizes.values()) >= request.count:
-        return ""
-    counts = ", ".join(
-        " ".join((*filter(None, group), str(size))) for group, size in sorted(sizes.items())
-    )
-    mixed = len(sizes) > 1 and sum(sizes.values()) >= request.count
-    advice = "; a request for all devices takes unlike ones together" if mixed else ""
-    what = "of one class and runtime " if mixed else ""
-    return f"{request.count} devices {what}asked for, and here could serve: {counts}{advice}"
+def _notes(state: DeviceState, memory: FreeMemory) -> Iterable[str]:
+    tier = tier_of(state)
+    if tier in TIER_NOTES:
+        yield TIER_NOTES[tier]
+    if state.health is Health.DEGRADED and state.health_reason:
+        yield state.health_reason
+    if state.settings.avoid:
+        yield AVOIDED_NOTE
+    if state.device.drives_display:
+        yield DISPLAY_NOTE
+    if memory.note:
+        yield f"{memory.note}{' (assumed)' if memory.assumed else ''}"
+    if state.measured_gflops is not None:
+        yield f"measured at {state.measured_gflops:,.0f} GFLOP/s: breaks ties"
 
 
 class DeviceSelector:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.messages import WireValue
 from exo.gpu.vocabulary.request import Request
 
 
 class ScoreTerm(WireValue, frozen=True):
-    """One named part of a score: ``contribution = weight * value`` (a penalty multiplies)."""
+    """One named part of a score: ``contribution = weight * value``, or a factor of the sum."""
 
     name: str
     value: float | None
     weight: float
     note: str = ""
+    multiplies: bool = False
+    """True for a factor, such as the penalty for heat."""
 
 
 class Score(WireValue, frozen=True, kw_only=True):
-    """What a device scored, within 0..1, and from which terms."""
+    """What a device scored and from which terms.
+
+    Within 0..1, where neither a person's weight above 1 nor a warm worker adds to it.
+    """
 
     device_id: str
     total: float
@@ -39,6 +47,8 @@ class Refusal(WireValue, frozen=True, kw_only=True):
     """Where memory is the matter: what the device holds in all."""
     free_bytes: int | None = None
     """Where memory is the matter: what was left of it at the moment."""
+    also: tuple[str, ...] = ()
+    """What other rules say against it, where they were asked."""
 
 
 class Decision(WireValue, frozen=True, kw_only=True):
@@ -54,6 +64,8 @@ class Decision(WireValue, frozen=True, kw_only=True):
     table_version: int = 0
     never_reason: str = ""
     """Why no wait helps although single devices would do: too few of one class and runtime."""
+    slowest_link: str = ""
+    """Of several devices: how the two that are joined worst are joined, and which they are."""
 
     @property
     def never(self) -> bool:
@@ -62,3 +74,22 @@ class Decision(WireValue, frozen=True, kw_only=True):
             return True
         possible = sum(not refusal.permanent for refusal in self.refusals) + len(self.ranking)
         return not self.chosen and possible < self.request.count
+
+
+class Allotment(msgspec.Struct, frozen=True):
+    """A decision of several made in one pass, and what it takes of each chosen device."""
+
+    decision: Decision
+    taken: tuple[Lease, ...] = ()
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """What was chosen, without the reasons: a decision where every microsecond counts.
+
+    ``chosen`` is empty or has exactly as many ids as were asked for. Each lease in ``taken`` is
+    what the choice reserved, where it was asked to.
+    """
+
+    chosen: tuple[str, ...]
+    table_version: int = 0
+    taken: tuple[Lease, ...] = ()

@@ -28,6 +28,10 @@ class Lease(WireValue, frozen=True, kw_only=True):
     exclusive: bool = False
     share: float | None = None
     """The part of the device that it holds, within 0..1, for those who ask in fractions."""
+    host_cpus: int | None = None
+    """Processor cores of the machine that it holds beside the device."""
+    host_memory_bytes: int | None = None
+    """Memory of the machine that it holds beside the device."""
     used_before_bytes: int | None = None
     """Memory used on the device when the lease was granted, None where that is unknown."""
     holder: str = ""

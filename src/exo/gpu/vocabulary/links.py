@@ -25,6 +25,15 @@ class LinkKind(StrEnum):
     """Across processors."""
 
 
+class Interconnect(StrEnum):
+    """How each two devices of a request for several must be joined at least."""
+
+    NVLINK = "nvlink"
+    SAME_SWITCH = "same_switch"
+    """Through PCIe switches, on one board, or better."""
+    ANY = "any"
+
+
 class Link(WireValue, frozen=True, kw_only=True):
     """What is known of the way from one device to another; unknown is None.
 

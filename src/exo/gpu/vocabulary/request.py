@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
+from msgspec.structs import force_setattr
+
 from exo.gpu.vocabulary.device import DeviceClass
-from exo.gpu.vocabulary.errors import InvalidValue
+from exo.gpu.vocabulary.errors import InvalidValue, UnknownName
+from exo.gpu.vocabulary.links import Interconnect
 from exo.gpu.vocabulary.messages import WireValue
+from exo.gpu.vocabulary.metrics import ABSOLUTE_ZERO_CELSIUS
 from exo.gpu.vocabulary.units import check_number, check_text, check_whole
+
+DEFAULT_POLICY = "balanced"
+
+_CAPABILITY = re.compile(r"[0-9]+(\.[0-9]+)*\Z", re.ASCII)
+_LISTS = ("devices", "without_devices", "prefer", "vendors", "backends", "labels", "without_labels")
 
 LARGEST_PRIORITY = 1000
 """Either way: the line keeps its order in floating point up to far beyond it."""
@@ -15,13 +26,14 @@ class Request(WireValue, frozen=True, kw_only=True):
     """What a piece of work needs; every field has a default that asks for nothing.
 
     Raises:
-        InvalidValue: naming the field, for a count below 1, a negative memory or an empty name.
+        InvalidValue: naming the field, for a count below 1, a memory below 1, a share outside
+            0..1, an empty name, or anything else that cannot be.
 
     """
 
     memory_bytes: int | None = None
     """Device memory in total, the runtime's own context included. None: not declared, which
-    takes one of the device's slots instead."""
+    takes one of the device's slots instead, unless a share is asked for."""
     count: int = 1
     """How many devices; all or nothing."""
     exclusive: bool = False
@@ -41,22 +53,100 @@ class Request(WireValue, frozen=True, kw_only=True):
     holder: str = ""
     """Who asks, for people to read."""
     share: float | None = None
-    """The part of a device that is asked for, above 0 and at most 1; None: not asked in shares."""
+    """The part of each device that is needed, above 0 and at most 1."""
+    host_cpus: int | None = None
+    """Processor cores of the device's machine, beside the device."""
+    host_memory_bytes: int | None = None
+    """Memory of the device's machine, beside the device."""
+    vendors: tuple[str, ...] = ()
+    """Only devices of one of these vendors, in any spelling of case."""
+    backends: tuple[str, ...] = ()
+    """Only devices that one of these backends found."""
+    min_compute_capability: str | None = None
+    """At least this one, such as ``"8.6"``; its parts are compared as numbers."""
+    labels: tuple[str, ...] = ()
+    """Only devices that have all of these labels."""
+    without_labels: tuple[str, ...] = ()
+    """Only devices that have none of these labels."""
+    min_idle_percent: float | None = None
+    """At least this much of the device's compute free, within 0..100."""
+    max_temperature_celsius: float | None = None
+    node: str | None = None
+    """Only devices of this machine."""
+    same_node: bool = False
+    """All devices of one machine."""
+    interconnect: Interconnect = Interconnect.ANY
+    """How each two of several devices must be joined at least."""
+    prefer: tuple[str, ...] = ()
+    """These before others of their class, by any name; others where these cannot."""
+    without_devices: tuple[str, ...] = ()
+    """None of these, by any name."""
+    affinity_key: str = ""
+    """What a warm worker may hold already, such as the name of a model: its device scores more."""
     priority: int = 0
-    """Higher goes first in the line; each step is worth some minutes of waiting."""
+    """Higher goes first in the line, each step is worth some minutes of waiting; a single decision
+    does not look at it."""
+    policy: str = DEFAULT_POLICY
+    """Name of the policy that scores the devices."""
 
     def __post_init__(self) -> None:
         """Check every field."""
         check_whole("memory_bytes", self.memory_bytes, low=1, optional=True)
         check_whole("count", self.count, low=1)
         check_whole("slots", self.slots, low=1, optional=True)
-        check_number("share", self.share, low=0, high=1, optional=True)
-        if self.share == 0:
-            raise InvalidValue("share", self.share, "above 0 and at most 1")
+        check_whole("host_cpus", self.host_cpus, low=1, optional=True)
+        check_whole("host_memory_bytes", self.host_memory_bytes, low=1, optional=True)
+        check_number("min_idle_percent", self.min_idle_percent, low=0, high=100, optional=True)
+        low = ABSOLUTE_ZERO_CELSIUS
+        check_number(
+            "max_temperature_celsius", self.max_temperature_celsius, low=low, optional=True
+        )
+        if isinstance(self.priority, bool) or not isinstance(self.priority, int):
+            raise InvalidValue("priority", self.priority, "a whole number")
         check_number("priority", self.priority, low=-LARGEST_PRIORITY, high=LARGEST_PRIORITY)
-        for name in self.devices:
-            check_text("devices", name)
-        if self.runtime is not None:
-            check_text("runtime", self.runtime)
+        self._check_share()
+        self._check_names()
         if self.all_devices and (self.runtime or self.device_class or self.devices):
             raise InvalidValue("all_devices", True, "combined with a runtime, class or device list")
+
+    def _check_share(self) -> None:
+        if self.share is None:
+            return
+        check_number("share", self.share, low=0, high=1)
+        if self.share == 0:
+            raise InvalidValue("share", self.share, "above 0; leave it out to take a slot")
+
+    def _check_names(self) -> None:
+        for field in _LISTS:
+            names = getattr(self, field)
+            if not names:
+                continue
+            if isinstance(names, str):
+                raise InvalidValue(field, names, "a list of names")
+            for name in names:
+                check_text(field, name)
+        for field in ("runtime", "node"):
+            if getattr(self, field) is not None:
+                check_text(field, getattr(self, field), empty=field == "node")
+        check_text("policy", self.policy)
+        if self.device_class is not None and self.device_class not in tuple(DeviceClass):
+            raise UnknownName("device_class", self.device_class, DeviceClass)
+        if self.interconnect not in tuple(Interconnect):
+            raise UnknownName("interconnect", self.interconnect, Interconnect)
+        force_setattr(self, "interconnect", Interconnect(self.interconnect))
+        asked = self.min_compute_capability
+        if asked is not None and capability_key(asked) is None:
+            raise InvalidValue("min_compute_capability", asked, 'a number such as "8.6"')
+
+
+def capability_key(text: str | None) -> tuple[int, ...] | None:
+    """The parts of ``"8.6"`` as numbers, to compare with; None for what is no such number.
+
+    Zeros at the end do not count, so that ``"8"`` and ``"8.0"`` are the same.
+    """
+    if not isinstance(text, str) or not _CAPABILITY.match(text):
+        return None
+    parts = [int(part) for part in text.split(".")]
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)

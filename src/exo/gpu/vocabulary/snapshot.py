@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import msgspec
 
-from exo.gpu.vocabulary.device import GPUDevice
+from exo.gpu.vocabulary.device import DeviceClass, GPUDevice
 from exo.gpu.vocabulary.health import Cordon, Health
 from exo.gpu.vocabulary.lease import Lease
+from exo.gpu.vocabulary.links import Link
 from exo.gpu.vocabulary.metrics import GPUMetrics
 from exo.gpu.vocabulary.settings import DeviceSettings
 
@@ -36,9 +39,11 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     cordon: Cordon | None = None
     """Why it is kept out of scheduling, or None."""
     settings: DeviceSettings = DeviceSettings()
+    warm_keys: tuple[str, ...] = ()
+    """Affinity keys for which a warm worker waits on the device."""
 
 
-class Snapshot(msgspec.Struct, frozen=True):
+class Snapshot(msgspec.Struct, frozen=True, dict=True):
     """The devices known at one moment, in the order in which they were registered."""
 
     devices: tuple[DeviceState, ...]
@@ -47,3 +52,34 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     umbrella: tuple[str, ...] = ()
     """Ids of the leases under which the asker itself works: their slot is the asker's already."""
+    links: tuple[Link, ...] = ()
+    """How the devices are joined, where that is known, by device id."""
+
+    @cached_property
+    def pools(self) -> dict[tuple[str, str], tuple[DeviceState, ...]]:
+        """The devices of each (node, memory pool)."""
+        pools: dict[tuple[str, str], list[DeviceState]] = {}
+        for state in self.devices:
+            pools.setdefault((state.device.node, state.device.memory_pool), []).append(state)
+        return {key: tuple(members) for key, members in pools.items()}
+
+    @cached_property
+    def hosts(self) -> dict[str, DeviceState]:
+        """The processor of each machine, by node; the one with the first id where there are two."""
+        hosts: dict[str, DeviceState] = {}
+        for state in self.devices:
+            device = state.device
+            if device.device_class is DeviceClass.HOST:
+                known = hosts.setdefault(device.node, state)
+                hosts[device.node] = min(known, state, key=lambda one: one.device.device_id)
+        return hosts
+
+    @cached_property
+    def host_leases(self) -> dict[str, tuple[Lease, ...]]:
+        """The leases that hold cores or memory of their machine beside a device, by node."""
+        found: dict[str, list[Lease]] = {}
+        for state in self.devices:
+            for lease in state.leases:
+                if lease.host_cpus or lease.host_memory_bytes:
+                    found.setdefault(state.device.node, []).append(lease)
+        return {node: tuple(leases) for node, leases in found.items()}

@@ -1,0 +1,276 @@
+"""Rows in the order of decisions, in blocks with columns: the first that will do, at any size.
+
+A block of a few rows is looked through one by one. A longer one keeps what requests set limits for
+in columns, where NumPy rules most rows out at once; what is left is asked row by row, so that the
+columns may err on one side only: they never rule out a row that will do.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Container, Iterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from exo.gpu.scheduling.kinds import KindMask
+from exo.gpu.scheduling.rows import ELIGIBLE, TAKEN, Key, Need, Row, verdict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Columns = NDArray[np.float64]
+    Mask = NDArray[np.bool_]
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """How long blocks are, in rows: up to ``plain`` without columns, cut in two at 2 x ``block``.
+
+    A plain loop over the first is faster than the eight calls of NumPy that it replaces; the
+    second is short enough to move a row in a few microseconds, and long enough that NumPy pays.
+    """
+
+    plain: int = 96
+    block: int = 512
+
+
+_FREE, _MOST, _IDLE, _CELSIUS, _RECEIVED, _OPEN, _ROOM, _KIND = range(8)
+# How open a device is: not at all, beside other leases, also to one that takes a slot, alone.
+_CLOSED, _SHARED, _SLOT, _ALONE = 0.0, 1.0, 2.0, 3.0
+# More than the tolerance with which rows compare shares: a column rules out too little at most.
+_LENIENT = 1e-6
+
+
+class _Block:
+    """Consecutive rows of an order, with their keys and, from a certain length on, columns."""
+
+    __slots__ = ("best_free", "columns", "keys", "rows", "sizes")
+
+    def __init__(self, keys: list[Key], rows: list[Row], sizes: Sizes) -> None:
+        self.sizes = sizes
+        self.keys = keys
+        self.rows = rows
+        self.columns: Columns | None = None
+        self.best_free = -1
+        self.gather()
+
+    def gather(self) -> None:
+        """Make the columns anew, where the block is long enough for any."""
+        self.best_free = max((_free(row) for row in self.rows), default=-1)
+        self.columns = None
+        if len(self.rows) > self.sizes.plain:
+            import numpy as np
+
+            columns = np.empty((_KIND + 1, 2 * self.sizes.block + 1))
+            columns[:, : len(self.rows)] = np.array([_figures(row) for row in self.rows]).T
+            self.columns = columns
+
+    def insert(self, place: int, key: Key, row: Row) -> None:
+        """Put a row in its place."""
+        self.keys.insert(place, key)
+        self.rows.insert(place, row)
+        self.best_free = max(self.best_free, _free(row))
+        if self.columns is None:
+            if len(self.rows) > self.sizes.plain:
+                self.gather()
+            return
+        count = len(self.rows)
+        self.columns[:, place + 1 : count] = self.columns[:, place : count - 1]
+        self.columns[:, place] = _figures(row)
+
+    def replace(self, place: int, key: Key, row: Row) -> None:
+        """Put a row where its predecessor was."""
+        gone = self.rows[place]
+        self.keys[place], self.rows[place] = key, row
+        if self.columns is not None:
+            self.columns[:, place] = _figures(row)
+        self._retire(gone)
+        self.best_free = max(self.best_free, _free(row))
+
+    def remove(self, place: int) -> None:
+        """Take a row out."""
+        gone = self.rows[place]
+        del self.keys[place], self.rows[place]
+        if self.columns is not None:
+            count = len(self.rows)
+            self.columns[:, place:count] = self.columns[:, place + 1 : count + 1]
+        self._retire(gone)
+
+    def _retire(self, gone: Row) -> None:
+        if _free(gone) >= self.best_free:
+            self.best_free = max((_free(row) for row in self.rows), default=-1)
+
+    def possible(self, need: Need, kinds: KindMask | None, *, now: bool) -> Iterator[int]:
+        """The places of rows that may do, in order; with ``now`` false, of those that ever may."""
+        if self.columns is None:
+            yield from range(len(self.rows))
+            return
+        mask = self._mask(need, kinds, now=now)
+        place = int(mask.argmax())
+        while mask[place]:
+            yield place
+            mask[place] = False
+            place = int(mask.argmax())
+
+    def _mask(self, need: Need, kinds: KindMask | None, *, now: bool) -> Mask:
+        import numpy as np
+
+        assert self.columns is not None
+        columns = self.columns[:, : len(self.rows)]
+        if not now:
+            mask = columns[_MOST] >= float(need.memory_bytes or 0)
+        else:
+            mask = columns[_OPEN] >= _openness(need)
+            if need.share is not None:
+                mask &= columns[_ROOM] >= need.share
+            if need.memory_bytes is not None:
+                mask &= columns[_FREE] >= float(need.memory_bytes)
+            if need.idle_percent:
+                mask &= columns[_IDLE] >= need.idle_percent
+            if need.most_celsius is not None:
+                mask &= columns[_CELSIUS] <= need.most_celsius
+            mask &= need.now - columns[_RECEIVED] <= need.stale_after_seconds
+        if kinds is not None:
+            if kinds.column is None:
+                kinds.column = np.array(kinds.allowed)
+            mask &= kinds.column[columns[_KIND].astype(np.intp)]
+        return mask
+
+
+class Lane:
+    """The rows of one class under one policy, in order; a change moves one row of one block."""
+
+    def __init__(self, policy: str, rows: list[Row], sizes: Sizes) -> None:
+        self._policy = policy
+        self._sizes = sizes
+        rows = sorted(rows, key=lambda row: row.keys[policy])
+        keys = [row.keys[policy] for row in rows]
+        self._blocks = [
+            _Block(keys[start : start + sizes.block], rows[start : start + sizes.block], sizes)
+            for start in range(0, len(rows), sizes.block)
+        ]
+        self._lasts = [block.keys[-1] for block in self._blocks if block.keys]
+
+    def put(self, row: Row, before: Row | None) -> None:
+        """Add a row, in place of an earlier one of the same device where there is one."""
+        key = row.keys[self._policy]
+        if before is None:
+            self._insert(key, row)
+            return
+        number, place = self._find(before.keys[self._policy])
+        block = self._blocks[number]
+        keys = block.keys
+        stays = (place == 0 or keys[place - 1] < key) and (
+            place + 1 == len(keys) or key < keys[place + 1]
+        )
+        if stays and 0 < place < len(keys) - 1:
+            block.replace(place, key, row)
+        else:
+            self._drop(number, place)
+            self._insert(key, row)
+
+    def remove(self, row: Row) -> None:
+        """Take a row out."""
+        self._drop(*self._find(row.keys[self._policy]))
+
+    def first(
+        self,
+        need: Need,
+        kinds: KindMask | None,
+        *,
+        last_place: int | None = None,
+        skip: Container[str] = (),
+    ) -> Row | None:
+        """The first row in order that will do, up to ``last_place``, of devices not in ``skip``."""
+        memory = need.memory_bytes
+        for block in self._blocks:
+            if memory is not None and block.best_free < memory:
+                continue
+            rows = block.rows
+            for place in block.possible(need, kinds, now=True):
+                row = rows[place]
+                if last_place is not None and row.place > last_place:
+                    return None
+                if (
+                    (kinds is None or kinds.allowed[row.kind])
+                    and verdict(row, need) == ELIGIBLE
+                    and row.state.device.device_id not in skip
+                ):
+                    return row
+        return None
+
+    def holds(self, need: Need, kinds: KindMask | None) -> bool:
+        """Whether a device that could serve is only taken for now."""
+        return any(
+            (kinds is None or kinds.allowed[block.rows[place].kind])
+            and verdict(block.rows[place], need) == TAKEN
+            for block in self._blocks
+            for place in block.possible(need, kinds, now=False)
+        )
+
+    def _find(self, key: Key) -> tuple[int, int]:
+        number = bisect_left(self._lasts, key)
+        return number, bisect_left(self._blocks[number].keys, key)
+
+    def _insert(self, key: Key, row: Row) -> None:
+        if not self._lasts:
+            self._blocks = [_Block([key], [row], self._sizes)]
+            self._lasts = [key]
+            return
+        number = min(bisect_left(self._lasts, key), len(self._lasts) - 1)
+        block = self._blocks[number]
+        block.insert(bisect_left(block.keys, key), key, row)
+        half = self._sizes.block
+        if len(block.keys) > 2 * half:
+            upper = _Block(block.keys[half:], block.rows[half:], self._sizes)
+            del block.keys[half:], block.rows[half:]
+            block.gather()
+            self._blocks.insert(number + 1, upper)
+            self._lasts.insert(number + 1, upper.keys[-1])
+        self._lasts[number] = block.keys[-1]
+
+    def _drop(self, number: int, place: int) -> None:
+        block = self._blocks[number]
+        block.remove(place)
+        if block.keys:
+            self._lasts[number] = block.keys[-1]
+        else:
+            del self._blocks[number], self._lasts[number]
+
+
+def _free(row: Row) -> int:
+    return -1 if row.free_bytes is None else row.free_bytes
+
+
+def _openness(need: Need) -> float:
+    if need.exclusive:
+        return _ALONE
+    # With a number of slots of its own, the request is judged row by row.
+    return _SLOT if need.takes_slot and need.slots is None else _SHARED
+
+
+def _open(row: Row) -> float:
+    if row.unwell or row.wholly_leased:
+        return _CLOSED
+    if not row.lease_count:
+        return _ALONE
+    part = row.max_share / row.slots
+    room = row.slot_leases < row.slots and row.share_held + part <= row.max_share + _LENIENT
+    return _SLOT if room else _SHARED
+
+
+def _figures(row: Row) -> tuple[float, ...]:
+    """The columns of a row; what is not known stands where no limit lets it pass."""
+    free, most, busy = row.free_bytes, row.most_bytes, row.busy_percent
+    return (
+        -1.0 if free is None else float(free),
+        0.0 if most is None else float(most),
+        -1.0 if busy is None else 100 - busy,
+        math.inf if row.celsius is None else row.celsius,
+        row.received_at,
+        _open(row),
+        row.max_share - row.shares + _LENIENT,
+        float(row.kind),
+    )

@@ -1,0 +1,257 @@
+"""The decisions of the selector over a table that is kept up to date row by row.
+
+Identical to the plain definition, at a price that hardly grows with the number of devices. What
+it does not answer itself is handed to the plain definition: several devices at once, cores or
+memory of the machine beside a device, and policies that bring filters of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from exo.gpu.scheduling.columns import Sizes
+from exo.gpu.scheduling.constraints import contradictions
+from exo.gpu.scheduling.kinds import KindMask
+from exo.gpu.scheduling.ledger import lease_for
+from exo.gpu.scheduling.policies import Policy, policy_named
+from exo.gpu.scheduling.rows import ELIGIBLE, TAKEN, Key, Need, Row, verdict
+from exo.gpu.scheduling.selector import leases_of, select
+from exo.gpu.scheduling.table import DeviceTable, key_of
+from exo.gpu.vocabulary.decision import Choice, Decision
+from exo.gpu.vocabulary.lease import Lease
+from exo.gpu.vocabulary.links import Link
+from exo.gpu.vocabulary.request import Request
+from exo.gpu.vocabulary.snapshot import STALE_AFTER_SECONDS, DeviceState, Snapshot
+
+_Entry = tuple[int, Key, Row]
+
+
+class FastSelector:
+    """Takes one update for each event, and answers requests.
+
+    ``now`` is the caller's monotonic clock in seconds; the age of a sample grows with it. Use it
+    from one thread at a time.
+    """
+
+    def __init__(
+        self,
+        states: Iterable[DeviceState] = (),
+        *,
+        now: float = 0.0,
+        stale_after_seconds: float = STALE_AFTER_SECONDS,
+        umbrella: tuple[str, ...] = (),
+        links: tuple[Link, ...] = (),
+        policies: Mapping[str, Policy] | None = None,
+        sizes: Sizes | None = None,
+    ) -> None:
+        self.version = 0
+        self._stale_after_seconds = stale_after_seconds
+        self._umbrella = umbrella
+        self._links = links
+        self._policies = dict(policies or {})
+        self._table = DeviceTable(umbrella, sizes)
+        for state in states:
+            self.update(state, now=now)
+
+    def __len__(self) -> int:
+        return len(self._table.rows)
+
+    def update(self, state: DeviceState, *, now: float = 0.0) -> None:
+        """Add a device, or say what is known of it; ``sample_age_seconds`` is its age at ``now``."""
+        self._table.put(state, now)
+        self.version += 1
+
+    def remove(self, device_id: str) -> None:
+        """Forget a device; harmless for one that is not there."""
+        if self._table.remove(device_id):
+            self.version += 1
+
+    def snapshot(self, *, now: float = 0.0) -> Snapshot:
+        """All that is known at that moment: what the plain definition and people look at."""
+        return Snapshot(
+            tuple(_aged(row, now) for row in self._table.rows.values()),
+            self.version,
+            self._stale_after_seconds,
+            self._umbrella,
+            self._links,
+        )
+
+    def decide(self, request: Request, *, now: float = 0.0) -> Decision:
+        """The same choice by the plain definition, with the ranking and all reasons.
+
+        Raises:
+            UnknownName: for a policy that is not known, with the near spelling.
+
+        """
+        return select(self.snapshot(now=now), request, policies=self._policies)
+
+    def choose(self, request: Request, *, now: float = 0.0) -> Choice:
+        """What :func:`~exo.gpu.scheduling.selector.select` would choose, without the reasons.
+
+        Raises:
+            UnknownName: for a policy that is not known, with the near spelling.
+
+        """
+        policy = policy_named(request.policy, self._policies)
+        if (
+            request.count > 1
+            or policy.filters
+            or request.host_memory_bytes is not None
+            or request.host_cpus is not None
+        ):
+            return Choice(self.decide(request, now=now).chosen, self.version)
+        row = self._best(request, policy, now)
+        return Choice(() if row is None else (row.state.device.device_id,), self.version)
+
+    def choose_many(self, requests: Iterable[Request], *, now: float = 0.0) -> list[Choice]:
+        """Answer requests one after the other, each seeing what the earlier ones took.
+
+        What they took stays taken in this table until an update of the device says otherwise; the
+        leases have no id yet, and are for the caller to take.
+
+        Raises:
+            UnknownName: for a policy that is not known, with the near spelling.
+
+        """
+        choices: list[Choice] = []
+        for request in requests:
+            choice = self.choose(request, now=now)
+            taken = self._leases(choice.chosen, request)
+            for device_id, lease in zip(choice.chosen, taken, strict=True):
+                state = _aged(self._table.rows[device_id], now)
+                leases = (*state.leases, lease)
+                self.update(msgspec.structs.replace(state, leases=leases), now=now)
+            choices.append(Choice(choice.chosen, choice.table_version, taken))
+        return choices
+
+    def _leases(self, chosen: tuple[str, ...], request: Request) -> tuple[Lease, ...]:
+        if len(chosen) == 1:
+            state = self._table.rows[chosen[0]].state
+            return (lease_for(state, self._table.around(state), request),)
+        return leases_of(self.snapshot(), chosen, request) if chosen else ()
+
+    def _best(self, request: Request, policy: Policy, now: float) -> Row | None:
+        """The row that is chosen for a request of one device."""
+        if (request.without_devices or request.without_labels or request.exclusive) and (
+            contradictions(request)
+        ):
+            return None
+        need = Need(request, now, self._stale_after_seconds)
+        kinds = self._table.kinds.mask(request)
+        if request.devices or request.node is not None:
+            return self._best_of_few(request, policy, need, kinds)
+        best = self._best_of_all(request, policy, need, kinds)
+        if best is None:
+            return None
+        few: Sequence[_Entry] = ()
+        if request.prefer or request.affinity_key:
+            few = _entries(self._table.singled_out(request), request, policy)
+            best = min((best, *_will_do(few, need, kinds)), key=_order)
+        if not best[2].display:
+            return best[2]
+        skip = {entry[2].state.device.device_id for entry in few}
+        beside = self._table.kinds.mask(request, no_display_of=best[2].state.device.runtime)
+        lane = self._table.lanes(policy)[best[0]]
+        row = lane.first(need, beside, last_place=best[1][0], skip=skip)
+        others = [*few] if row is None else [*few, (row.rank, row.keys[policy.name], row)]
+        return _not_behind_display(best, others, need, kinds)
+
+    def _best_of_all(
+        self, request: Request, policy: Policy, need: Need, kinds: KindMask | None
+    ) -> _Entry | None:
+        for rank, lane in self._table.lanes(policy).items():
+            row = lane.first(need, kinds)
+            if row is not None:
+                return rank, row.keys[policy.name], row
+            if not request.all_devices and lane.holds(need, kinds):
+                return None
+        return None
+
+    def _best_of_few(
+        self, request: Request, policy: Policy, need: Need, kinds: KindMask | None
+    ) -> Row | None:
+        """The same among devices that the request names, or those of one machine."""
+        if not request.devices:
+            rows = self._table.of_node(request.node or "")
+        else:
+            named = self._table.named(request.devices)
+            rows = named or []
+            if request.node is not None:
+                rows = [row for row in rows if row.state.device.node == request.node]
+        entries = _entries(rows, request, policy)
+        best = next(_will_do(entries, need, kinds), None)
+        if best is None:
+            return None
+        if not request.devices and not request.all_devices and _is_held(best, entries, need, kinds):
+            return None
+        return _not_behind_display(best, entries, need, kinds)
+
+
+def _entries(rows: Iterable[Row], request: Request, policy: Policy) -> list[_Entry]:
+    """The rows in the order in which the selector ranks them for this request."""
+    return sorted(
+        (
+            (
+                row.rank,
+                key_of(
+                    row,
+                    policy,
+                    preferred=not row.names.isdisjoint(request.prefer),
+                    warm=bool(request.affinity_key) and request.affinity_key in row.state.warm_keys,
+                ),
+                row,
+            )
+            for row in rows
+        ),
+        key=_order,
+    )
+
+
+def _order(entry: _Entry) -> tuple[int, Key]:
+    return entry[:2]
+
+
+def _will_do(entries: Iterable[_Entry], need: Need, kinds: KindMask | None) -> Iterator[_Entry]:
+    for entry in entries:
+        row = entry[2]
+        if (kinds is None or kinds.allowed[row.kind]) and verdict(row, need) == ELIGIBLE:
+            yield entry
+
+
+def _is_held(best: _Entry, entries: Iterable[_Entry], need: Need, kinds: KindMask | None) -> bool:
+    """Whether a device of a better class is only taken for now."""
+    return any(
+        rank < best[0]
+        and (kinds is None or kinds.allowed[row.kind])
+        and verdict(row, need) == TAKEN
+        for rank, _, row in entries
+    )
+
+
+def _not_behind_display(
+    best: _Entry, entries: Iterable[_Entry], need: Need, kinds: KindMask | None
+) -> Row:
+    """The best, but not a card that drives a display where another of its runtime does as well."""
+    rank, key, row = best
+    if not row.display:
+        return row
+    runtime = row.state.device.runtime
+    others = (
+        entry
+        for entry in _will_do(entries, need, kinds)
+        if entry[0] == rank
+        and entry[1][0] == key[0]
+        and entry[2].state.device.runtime == runtime
+        and not entry[2].display
+    )
+    return min(others, key=_order, default=best)[2]
+
+
+def _aged(row: Row, now: float) -> DeviceState:
+    """What was told of the device, with its sample as old as it is by now."""
+    if row.received_at == math.inf:
+        return row.state
+    return msgspec.structs.replace(row.state, sample_age_seconds=now - row.received_at)
