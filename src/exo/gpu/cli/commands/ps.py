@@ -54,8 +54,9 @@ def command(as_json: bool, devices: tuple[str, ...]) -> None:
         click.echo("\n".join(users_table(shown.users, now=time.time(), width=width)))
     else:
         click.echo("No process is known on these devices, and no lease.")
-    for line in reason_lines(shown.users, shown.untold, width=width):
-        click.echo(line)
+    reasons = reason_lines(shown.users, shown.untold, width=width)
+    if reasons:
+        click.echo("\n".join(("", *reasons)))
 
 
 def _wanted(names: Sequence[str], devices: Sequence[GPUDevice]) -> frozenset[str]:

@@ -98,7 +98,7 @@ def _text(snapshot: Snapshot, everybody: Occupancy, failures: dict[str, str]) ->
     if states:
         lines += [devices_table(states, failures=failures, support=support), ""]
     if everybody.users:
-        lines += users_table(everybody.users, now=time.time())
+        lines += [*users_table(everybody.users, now=time.time()), ""]
     lines += reason_lines(everybody.users, everybody.untold)
     return "\n".join(lines).rstrip()
 
