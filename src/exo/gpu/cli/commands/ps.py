@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     help="Only this device (id, alias or hardware id); may be repeated.",
 )
 def command(as_json: bool, devices: tuple[str, ...]) -> None:
-    """Say who holds what on every device: processes and leases side by side.
+    """Say who holds what on every device.
 
-    USED is what a process holds of the device's memory, LEASE what was reserved for it: memory, a
+    Processes and leases stand side by side. USED is what a process holds of the device's memory, LEASE what was reserved for it: memory, a
     slot, the whole device, or nothing ("foreign"). What is not known is "-" here and null in
     JSON, with the reason below the table.
     """
