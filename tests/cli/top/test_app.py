@@ -171,9 +171,9 @@ def test_a_chosen_device_that_vanishes_gives_way_to_its_neighbour():
     async def work(screen: Screen) -> None:
         await screen.press("down")
         screen.source.now = without(MACHINE, "cuda:1")
-        shown = await screen.until("cuda:1 is no longer listed")
+        await screen.until("cuda:1 is no longer listed")
+        await screen.until("cuda:1  GeForce", there=False)
         assert screen.chosen == "rocm:0"
-        assert sum("cuda:1" in line for line in shown) == 1
         await screen.press("down")
         await screen.until("no longer listed", there=False)
         screen.source.now = without(screen.source.now, "cpu:0")
@@ -189,7 +189,8 @@ def test_the_last_device_vanishes_and_comes_back():
     async def work(screen: Screen) -> None:
         await screen.press("end")
         screen.source.now = NOTHING
-        assert "cuda: no NVIDIA driver" in await screen.until("no device")
+        await screen.until("cuda: no NVIDIA driver")
+        await screen.until("no device")
         await screen.press("down", "s", "r", "d", "end")
         screen.source.now = MACHINE
         await screen.until("rocm:0")
@@ -249,7 +250,7 @@ def test_256_devices_are_drawn_line_by_line():
         await screen.press("home", "pagedown")
         assert screen.chosen in "\n".join(lines(screen.app))
         screen.source.now = many(3)
-        await screen.until("cuda:9", there=False)
+        await screen.until("3 devices")
         assert screen.order == ["cuda:0", "cuda:1", "cuda:2"]
 
     on_screen(many(256), work)

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 def command(as_json: bool, devices: tuple[str, ...]) -> None:
     """Say who holds what on every device.
 
-    Processes and leases stand side by side. USED is what a process holds of the device's memory, LEASE what was reserved for it: memory, a
-    slot, the whole device, or nothing ("foreign"). What is not known is "-" here and null in
-    JSON, with the reason below the table.
+    Processes and leases stand side by side. USED is what a process holds of the device's memory,
+    LEASE what was reserved for it: memory, a slot, the whole device, or nothing ("foreign"). What
+    is not known is "-" here and null in JSON, with the reason below the table.
     """
     from exo.gpu.coordination.processes import occupancy
     from exo.gpu.nodes.local import LocalNode
