@@ -155,7 +155,7 @@ def test_news_are_shown_unless_paused():
     async def work(screen: Screen) -> None:
         assert "paused" in (await screen.press("p"))[0]
         screen.source.now = without(MACHINE, "xpu:0")
-        await screen.pilot.pause(0.6)
+        screen.app._look()
         assert "xpu:0" in screen.order
         assert "paused" not in (await screen.press("p"))[0]
         assert "xpu:0" not in screen.order
