@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from exo.gpu.backend import PinningAbility, TelemetryAbility
+from exo.gpu.backend import DeviceProcess, PinningAbility, ProcessAbility, TelemetryAbility
 from exo.gpu.backends.fake import FakeBackend
 from exo.gpu.vocabulary.errors import (
     BackendError,
@@ -138,3 +138,15 @@ def test_memory_is_bounded_by_the_scripted_size() -> None:
             await backend.allocate("cuda:9", 1)
 
     anyio.run(fill)
+
+
+def test_scripted_processes_are_listed() -> None:
+    """Rule: a script may say who works on a device; without a word of it, nobody tells."""
+    backend = opened(CARD | {"processes": [{"pid": 7, "memory_bytes": 5}, {"pid": 8}]}, OTHER)
+    assert isinstance(backend, ProcessAbility)
+    assert backend.processes("cuda:0") == [
+        DeviceProcess(pid=7, memory_bytes=5),
+        DeviceProcess(pid=8),
+    ]
+    with pytest.raises(BackendError, match="lists no processes"):
+        backend.processes("rocm:0")

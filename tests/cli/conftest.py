@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 GIB = 2**30
 
@@ -118,3 +119,13 @@ def remembered(state_folder: Path) -> Path:
     known = {"backend": "cuda", "key": "GPU-0123", "device": device, "last_seen": 1_600_000_000}
     path.write_text(json.dumps({"known": [known]}))
     return path
+
+
+@pytest.fixture
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The reader's own time zone is UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()

@@ -26,7 +26,7 @@ BAD_INPUT = [
     (["select", "--memroy", "1GiB"], 2, "--memory"),
     (["devices", "--jsn"], 2, "--json"),
     (["selct"], 2, "did you mean 'select'"),
-    (["xyzzy"], 2, "devices, doctor"),
+    (["xyzzy"], 2, "devices, top"),
     (["--", "-x"], 2, "-x"),
     (["--verison"], 2, "--version"),
     (["run"], 2, "run"),

@@ -55,12 +55,19 @@ def test_help_loads_click_and_the_table_alone(loaded):
     assert modules.isdisjoint({"asyncio", "logging", "sqlite3", "subprocess", "json", "difflib"})
 
 
-COMMANDS = [["devices"], ["devices", "--json"], ["select", "--explain"], ["run", "--", "true"]]
+COMMANDS = [
+    ["devices"],
+    ["devices", "--json"],
+    ["ps"],
+    ["top", "--once"],
+    ["select", "--explain"],
+    ["run", "--", "true"],
+]
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=lambda words: words[0])
 def test_everyday_commands_load_what_is_allowed_on_scripted_devices(arguments, loaded, devices):
-    """Rule: ``devices``, ``select`` and ``run`` load click and msgspec, and no other package."""
+    """Rule: ``devices``, ``ps``, ``select`` and ``run`` load click and msgspec, and no other package."""
     modules = loaded(*arguments)
     assert packages(modules) <= FAKE
     assert "asyncio" not in modules

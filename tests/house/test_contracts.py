@@ -30,6 +30,7 @@ FAULTS = {
     "door-wgpu": ("backends/vulkan.py", "import wgpu"),
     "door-sqlite": ("execution/lease_store.py", "import sqlite3"),
     "door-web": ("cli/main.py", "import litestar"),
+    "door-terminal": ("cli/main.py", "import textual"),
     "circles": ("vocabulary/units.py", "from exo.gpu.vocabulary import request"),
 }
 # Faults against the same contracts in the guises that a review overlooks.

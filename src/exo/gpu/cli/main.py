@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Name -> what --help says of it. The module of the same name holds it as ``command``.
 COMMANDS = {
     "devices": "List every device and what it is doing now.",
-    "top": "Watch devices, their users and their health live.",
+    "top": "Watch every device, its users and its health live.",
     "ps": "Say who holds what on every device.",
     "doctor": "Say per backend what was found, or why not and what to install.",
     "probe": "Measure how fast each device really is.",

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     help="Only this device (id, alias or hardware id); may be repeated.",
 )
 def command(as_json: bool, devices: tuple[str, ...]) -> None:
-    """Say who holds what on every device: processes and leases side by side.
+    """Say who holds what on every device.
 
-    USED is what a process holds of the device's memory, LEASE what was reserved for it: memory, a
-    slot, the whole device, or nothing ("foreign"). What is not known is "-" here and null in
-    JSON, with the reason below the table.
+    Processes and leases stand side by side. USED is what a process holds of the device's memory,
+    LEASE what was reserved for it: memory, a slot, the whole device, or nothing ("foreign"). What
+    is not known is "-" here and null in JSON, with the reason below the table.
     """
     from exo.gpu.coordination.processes import occupancy
     from exo.gpu.nodes.local import LocalNode
@@ -54,8 +54,9 @@ def command(as_json: bool, devices: tuple[str, ...]) -> None:
         click.echo("\n".join(users_table(shown.users, now=time.time(), width=width)))
     else:
         click.echo("No process is known on these devices, and no lease.")
-    for line in reason_lines(shown.users, shown.untold, width=width):
-        click.echo(line)
+    reasons = reason_lines(shown.users, shown.untold, width=width)
+    if reasons:
+        click.echo("\n".join(("", *reasons)))
 
 
 def _wanted(names: Sequence[str], devices: Sequence[GPUDevice]) -> frozenset[str]:

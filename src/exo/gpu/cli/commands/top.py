@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.process import Occupancy
     from exo.gpu.vocabulary.snapshot import Snapshot
 
-# Drivers average over a second and more: asked more often they repeat themselves.
-SHORTEST_INTERVAL_SECONDS = 1.0
+# A node does not read a device again within a second, and drivers average over as much.
+SHORTEST_INTERVAL_SECONDS = 2.0
 
 
 def _interval(ctx: click.Context, option: click.Parameter, text: str | None) -> float | None:
@@ -27,7 +27,7 @@ def _interval(ctx: click.Context, option: click.Parameter, text: str | None) -> 
     try:
         seconds = None if text is None else parse_duration(text, option.opts[-1])
         if seconds is not None and seconds < SHORTEST_INTERVAL_SECONDS:
-            raise InvalidValue(option.opts[-1], text, "at least a second: drivers tell no more")
+            raise InvalidValue(option.opts[-1], text, "a duration of at least 2s")
     except InvalidValue as error:
         raise click.UsageError(str(error), ctx) from None
     return seconds
@@ -44,7 +44,7 @@ def _interval(ctx: click.Context, option: click.Parameter, text: str | None) -> 
     help="How often devices are read, such as 5s; 2s by default.",
 )
 def command(once: bool, as_json: bool, interval_seconds: float | None) -> int:
-    """Watch every device: figures, history, users, health and leases.
+    """Watch every device, its users and its health live.
 
     Keys: s sorts by the next column, r reverses, arrows choose a device, p pauses, d shows all
     about it, ? explains, q quits. The live table needs Textual (pip install 'exo-gpu[tui]').
@@ -98,7 +98,7 @@ def _text(snapshot: Snapshot, everybody: Occupancy, failures: dict[str, str]) ->
     if states:
         lines += [devices_table(states, failures=failures, support=support), ""]
     if everybody.users:
-        lines += users_table(everybody.users, now=time.time())
+        lines += [*users_table(everybody.users, now=time.time()), ""]
     lines += reason_lines(everybody.users, everybody.untold)
     return "\n".join(lines).rstrip()
 

@@ -47,7 +47,6 @@ class TopApp(App[None]):
     """Shows the newest frame of ``source``; it never waits for one."""
 
     ENABLE_COMMAND_PALETTE = False
-    TITLE = "exo-gpu top"
     CSS = """
     Screen { background: ansi_default; color: ansi_default; }
     #summary { height: auto; }
@@ -95,7 +94,7 @@ class TopApp(App[None]):
         """Begin to look for news."""
         self._table.focus()
         self.set_interval(_LOOK_SECONDS, self._look)
-        self.call_after_refresh(self._draw)
+        self._draw()
 
     def on_resize(self) -> None:
         """Lay the panes out anew."""

@@ -26,7 +26,10 @@ class DeviceTable(ScrollView, can_focus=True):
     """Draws only the lines that are seen, so that many devices cost no more than few."""
 
     DEFAULT_CSS = """
-    DeviceTable { height: auto; max-height: 50%; min-height: 2; scrollbar-size-vertical: 1; }
+    DeviceTable {
+        height: auto; max-height: 50%; min-height: 2;
+        overflow-x: hidden; scrollbar-size-vertical: 1;
+    }
     """
     BINDINGS: ClassVar = [
         Binding("up,k", "move(-1)", "Up", show=False),

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _LABEL_WIDTH = 8
 _FIGURE_WIDTH = 6
-# Rooms smaller than this get one line for each reading.
-_HIGH_LINES = 3
+# Higher charts tell no more; lower ones have one line and none between them.
+_HIGHEST_LINES = 5
 _REMARK_LINES = 2
 
 # What a scale without a limit of the device's own ends at.
@@ -46,19 +46,15 @@ def history_text(
     for line in said:
         text.append("\n" + fit(line, width), CONDITIONS.get(condition(row.state), PLAIN))
     charts = _charts(row, history)
-    height = _HIGH_LINES if lines >= 1 + len(said) + _HIGH_LINES * len(charts) else 1
+    height = max(1, min(_HIGHEST_LINES, (lines - 1 - len(said)) // len(charts) - 1))
     for label, figure, values, high in charts:
-        drawn = chart(
-            values,
-            width=width - _LABEL_WIDTH - _FIGURE_WIDTH - 2,
-            height=height,
-            low=0.0,
-            high=high,
-        )
+        own = width - _LABEL_WIDTH - _FIGURE_WIDTH - 2
+        drawn = chart(values, width=own, height=height, low=0.0, high=high)
+        text.append("\n" if height > 1 else "")
         for place, line in enumerate(drawn):
-            last = place == height - 1
-            text.append("\n" + (label if last else "").ljust(_LABEL_WIDTH))
-            words = figure if last else ""
+            first = place == 0
+            text.append("\n" + (label if first else "").ljust(_LABEL_WIDTH))
+            words = figure if first else ""
             text.append(words.rjust(_FIGURE_WIDTH) + "  ", DIM if words == UNKNOWN else PLAIN)
             text.append(line, GRAPH)
     return text

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 GAP = 2
 _WIDEST_ID = 24
+_NARROWEST_ID = 8
+# Identity, name and state stay in any window.
+_FEWEST = 3
 
 
 class Sorting(NamedTuple):
@@ -68,19 +71,29 @@ def next_sorting(sorting: Sorting, titles: Sequence[str], *, step: int = 1) -> S
 
 def columns_for(width: int, rows: Sequence[Row]) -> list[tuple[Column, int]]:
     """The columns that fit, each with its width; names get what is left over."""
-    chosen = {column.title: _width(column, rows) for column in COLUMNS[:ALWAYS]}
-    name_width = _width(NAME, rows)
-    room = width - sum(chosen.values()) - GAP * (len(chosen) - 1)
-    room += chosen[NAME.title] - min(name_width, COMFORTABLE_NAME)
+    widths = {column.title: _width(column, rows) for column in COLUMNS[:ALWAYS]}
+    wanted_name = widths[NAME.title]
+    widths[NAME.title] = min(wanted_name, COMFORTABLE_NAME)
     for column in COLUMNS[ALWAYS:]:
-        wanted = _width(column, rows) + GAP
-        if wanted <= room and any(column.text(row) != UNKNOWN for row in rows):
-            chosen[column.title] = wanted - GAP
-            room -= wanted
-    others = sum(size for title, size in chosen.items() if title != NAME.title)
-    left = width - others - GAP * (len(chosen) - 1)
-    chosen[NAME.title] = max(NARROWEST_NAME, min(name_width, left))
-    return [(column, chosen[column.title]) for column in COLUMNS if column.title in chosen]
+        if all(column.text(row) == UNKNOWN for row in rows):
+            continue
+        widths[column.title] = _width(column, rows)
+        if _total(widths) > width:
+            del widths[column.title]
+            break  # so that a wider window never shows less
+    for column, least in ((NAME, NARROWEST_NAME), (ID, _NARROWEST_ID)):
+        surplus = max(0, _total(widths) - width)
+        wanted = widths[column.title]
+        widths[column.title] = max(min(least, wanted), wanted - surplus)
+    while _total(widths) > width and len(widths) > _FEWEST:
+        widths.popitem()
+    left = width - _total(widths)
+    widths[NAME.title] = max(widths[NAME.title], min(wanted_name, widths[NAME.title] + left))
+    return [(column, widths[column.title]) for column in COLUMNS if column.title in widths]
+
+
+def _total(widths: Mapping[str, int]) -> int:
+    return sum(widths.values()) + GAP * (len(widths) - 1)
 
 
 def header(columns: Sequence[tuple[Column, int]], sorting: Sorting) -> str:

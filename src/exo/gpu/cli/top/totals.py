@@ -66,9 +66,8 @@ def totals_line(sums: Totals, *, width: int = WIDTH) -> str:
     """The totals in words, as many as fit whole into ``width``; unknown is ``-``."""
     kept: list[str] = []
     for part in _parts(sums):
-        if kept and len("  ".join((*kept, part))) > width:
-            break
-        kept.append(part)
+        if not kept or len("  ".join((*kept, part))) <= width:
+            kept.append(part)
     return "  ".join(kept)
 
 
@@ -78,7 +77,7 @@ def _parts(sums: Totals) -> Iterator[str]:
     if sums.cordoned:
         yield f"{sums.cordoned} cordoned"
     if sums.memory_total_bytes is not None:
-        yield f"memory {memory(sums.memory_used_bytes, sums.memory_total_bytes)}"
+        yield f"mem {memory(sums.memory_used_bytes, sums.memory_total_bytes)}"
     if sums.devices:
         yield f"util {reading(sums.utilization_percent, '%')}"
         yield f"power {reading(sums.power_watts, 'W')}"
