@@ -24,7 +24,9 @@ amounts = st.one_of(
     st.integers(0, 99_999).map(lambda value: value / 1000),
     st.floats(0, 100),
 )
-sizes = st.one_of(st.integers(0, 9), st.integers(0, 2**40).map(lambda k: 1024 * k), st.integers(0, 2**53))
+sizes = st.one_of(
+    st.integers(0, 9), st.integers(0, 2**40).map(lambda k: 1024 * k), st.integers(0, 2**53)
+)
 texts = st.sampled_from(("", "not supported", "asleep"))
 odd = st.one_of(
     amounts,
@@ -167,7 +169,9 @@ def test_a_remark_of_a_batch_is_kept_with_its_sample():
         throttle_reasons=("power",),
         missing_reasons={"fan_percent": "no fan"},
     )
-    collector.record_batch(["a:0", "a:1"], [1.0, 1.0], {"power_watts": [-1.0, 5.0]}, remarks=[remark, None])
+    collector.record_batch(
+        ["a:0", "a:1"], [1.0, 1.0], {"power_watts": [-1.0, 5.0]}, remarks=[remark, None]
+    )
     reasons = {"fan_percent": "no fan", "power_watts": "refused: not a number of at least 0"}
     assert collector.get_metrics("a:0") == GPUMetrics(
         "a:0",
