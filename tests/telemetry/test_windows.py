@@ -191,8 +191,11 @@ def test_unknown_words_are_refused_with_the_near_one():
 
 
 def test_values_near_the_end_of_all_floats_make_no_noise():
-    """Rule: a sum that no float holds is no warning and no exception."""
+    """Rule: a sum that no float holds is unknown, without a warning."""
     line = [(0, 1e308), (1, 1.7e308), (2, 1e308)]
     collector = fed([line])
     assert collector.statistics("cuda:0", POWER).maximum == 1.7e308
-    assert collector.aggregate().total_power_watts == 1e308
+    collector.observe(GPUMetrics("cuda:1", 1.0, power_watts=1.7e308))
+    collector.record_batch(["a:0", "a:1"], [1.0] * 2, {"memory_total_bytes": [1.7e308] * 2})
+    found = collector.aggregate()
+    assert (found.total_power_watts, found.total_memory_bytes) == (None, None)
