@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from anyio import lowlevel
-
 from exo.gpu.scheduling.distributor import Distribution, Maxima, WorkloadDistributor, weigh
 from exo.gpu.scheduling.selector import select
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health import assess
 from exo.gpu.telemetry.pulse import PulseBoard
+from exo.gpu.telemetry.turns import Turns
 from exo.gpu.telemetry_protocol import Heartbeat
 from exo.gpu.vocabulary.device import DeviceCapabilities, GPUDevice
 from exo.gpu.vocabulary.errors import DuplicateDevice, InvalidValue, ManagerClosed, NoSuchDevice
@@ -61,6 +60,7 @@ class GPUClusteringManager:
         check_number("stale_after_seconds", stale_after_seconds, low=0)
         self._devices: dict[str, GPUDevice] = {}
         self._hardware: dict[tuple[str, str], str] = {}
+        self._turns = Turns()
         self._pulses = PulseBoard(clock=clock, stale_after_seconds=stale_after_seconds)
         self._strangers: set[str] = set()
         self._collector: TelemetryCollector | None = None
@@ -102,6 +102,7 @@ class GPUClusteringManager:
                 raise DuplicateDevice("hardware_id", device.hardware_id, expected)
             self._devices[device.device_id] = device
             self._hardware[identity] = device.device_id
+            self._telemetry.describe(device)
             self._strangers.discard(device.device_id)
             self._version += 1
         logger.info("registered %s (%s)", device.device_id, device.name)
@@ -157,7 +158,8 @@ class GPUClusteringManager:
         self._require_open()
         if not isinstance(metrics, GPUMetrics):
             raise InvalidValue("metrics", metrics, "a GPUMetrics")
-        await lowlevel.checkpoint()
+        if self._turns.due():
+            await self._turns.give()
         with self._lock:
             self._require_open()
             if self._is_registered(metrics.device_id):
@@ -178,7 +180,8 @@ class GPUClusteringManager:
         self._require_open()
         if not isinstance(heartbeat, Heartbeat):
             raise InvalidValue("heartbeat", heartbeat, "a Heartbeat")
-        await lowlevel.checkpoint()
+        if self._turns.due():
+            await self._turns.give()
         with self._lock:
             self._require_open()
             if not self._is_registered(heartbeat.device_id):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from exo.gpu.vocabulary.metrics import BOUNDS, SERIES, Bound
 REFUSALS_TOLD = 20
 
 _FINITE = "a finite number"
-_LARGEST = np.finfo(np.float64).max
+_LARGEST = sys.float_info.max
 _USED_ABOVE_TOTAL = "at most memory_total_bytes"
 
 

@@ -19,11 +19,9 @@ from exo.gpu.telemetry.packed import Floats, Rows
 from exo.gpu.telemetry.roster import Grouping, Roster
 from exo.gpu.telemetry.table import DeviceTable
 from exo.gpu.telemetry.totals import MEMORY, Totals
+from exo.gpu.telemetry.waiting import Waiting
 from exo.gpu.telemetry.windows import Window
 from exo.gpu.vocabulary.metrics import SERIES, GPUMetrics
-
-Waiting = tuple[int, float, GPUMetrics]
-"""Row, time of receipt and sample."""
 
 Lines = tuple[Floats, Floats]
 """Times of receipt and values, a line for each device."""
@@ -91,24 +89,24 @@ class Columns:
         """What the columns take."""
         return self._table.memory_bytes
 
-    def take(self, waiting: Sequence[Waiting]) -> None:
+    def take(self, waiting: Waiting) -> None:
         """Keep samples in order of arrival."""
         table = self._table
         table.reserve(len(self._roster.names))
         table.tidy_remarks()
-        rows, receipts, samples = zip(*waiting, strict=True)
-        columns = dict(
-            zip(_FIELDS, zip(*map(msgspec.structs.astuple, samples), strict=True), strict=True)
-        )
+        lines = map(msgspec.structs.astuple, waiting.samples)
+        columns = dict(zip(_FIELDS, zip(*lines, strict=True), strict=True))
         block = {
             TIMESTAMP: np.array(columns[TIMESTAMP], np.float64),
-            RECEIVED_AT: np.array(receipts, np.float64),
+            RECEIVED_AT: np.array(waiting.receipts, np.float64),
             REMARK: self._remarks_of(columns),
         }
         for name in SERIES:
-            if columns[name].count(None) < len(samples):
-                block[name] = _floats(columns[name])
-        table.apply(np.array(rows, np.int64), block)
+            column = columns[name]
+            # To count compares every value: most columns are known by their first one.
+            if column[0] is not None or column.count(None) < len(column):
+                block[name] = _floats(column)
+        table.apply(np.array(waiting.rows, np.int64), block)
 
     def _remarks_of(self, columns: dict[str, tuple[Any, ...]]) -> Floats:
         code = self._table.remarks.code

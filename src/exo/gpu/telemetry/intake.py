@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from exo.gpu.telemetry.roster import Description, Roster
 from exo.gpu.telemetry.turns import Turns
+from exo.gpu.telemetry.waiting import Waiting
 from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.errors import InvalidValue
 from exo.gpu.vocabulary.metrics import GPUMetrics
@@ -19,7 +20,7 @@ from exo.gpu.vocabulary.units import check_number, check_text, check_whole
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from exo.gpu.telemetry.columns import Columns, DeviceRows, Waiting
+    from exo.gpu.telemetry.columns import Columns, DeviceRows
     from exo.gpu.telemetry.figures import BatchResult
     from exo.gpu.telemetry.packed import Rows
     from exo.gpu.telemetry.remarks import Remark
@@ -75,7 +76,7 @@ class Intake:
         self._turns = Turns()
         self._roster = Roster()
         self._newest: dict[str, _Newest] = {}
-        self._waiting: list[Waiting] = []
+        self._waiting = Waiting()
         self._opened: Columns | None = None
         self._version = 0
 
@@ -124,8 +125,11 @@ class Intake:
                 newest.timestamp = metrics.timestamp
                 newest.received_at = now
             self._version += 1
-            self._waiting.append((newest.row, now, metrics))
-            if len(self._waiting) >= _MAX_WAITING:
+            waiting = self._waiting
+            waiting.rows.append(newest.row)
+            waiting.receipts.append(now)
+            waiting.samples.append(metrics)
+            if len(waiting.samples) >= _MAX_WAITING:
                 self._columns()
 
     def record_batch(
@@ -206,7 +210,7 @@ class Intake:
             self._roster.undescribe(device_id)
             row = self._roster.rows.get(device_id)
             if row is not None:
-                self._waiting = [one for one in self._waiting if one[0] != row]
+                self._waiting = self._waiting.without(row)
                 self._drop([device_id])
                 if self._opened is not None:
                     self._opened.clear([row])
@@ -263,6 +267,6 @@ class Intake:
                 stale_after_seconds=self._stale_after_seconds,
             )
         if self._waiting:
-            waiting, self._waiting = self._waiting, []
+            waiting, self._waiting = self._waiting, Waiting()
             self._opened.take(waiting)
         return self._opened

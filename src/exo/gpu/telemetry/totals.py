@@ -18,7 +18,11 @@ _TEMPERATURE = SERIES.index("temperature_celsius")
 MEMORY = (_USED, _TOTAL, _RESERVED)
 """The lines of ``newest`` that members of one pool would count twice."""
 
+_FREE = 2
+"""The line behind used and total that is worked out from them."""
+
 assert SERIES[: len(READINGS)] == READINGS
+assert (_USED, _TOTAL) == (0, 1)
 
 
 class Totals:
@@ -46,46 +50,53 @@ class Totals:
 
     def aggregates(self, sampled: Mask, stale: Mask) -> list[Aggregate]:
         """One for each group; ``sampled`` and ``stale`` mask the rows that are counted as such."""
-        with np.errstate(over="ignore", invalid="ignore"):  # a sum beyond all floats is infinite
+        with np.errstate(over="ignore", invalid="ignore"):  # a sum beyond all floats is None
             return self._aggregates(sampled, stale)
 
     def _aggregates(self, sampled: Mask, stale: Mask) -> list[Aggregate]:
         lines = self._newest[: len(READINGS)]
-        reporting = self._counts(lines)
-        free: Floats = self._newest[_TOTAL] - self._newest[_USED]
-        reserved = self._newest[_RESERVED]
-        held_back = ~np.isnan(reserved)
-        if held_back.any():
-            free = np.where(held_back, free - reserved, free)
-        memory = np.stack([self._newest[_TOTAL], self._newest[_USED], np.maximum(free, 0)])
+        sums, counts = self._sums(lines), self._counts(lines)
+        memory = np.stack([*lines[:_FREE], self._free()])
         memory[:, self._shadows] = np.nan
-        rates = self._newest[[_UTILIZATION, _TEMPERATURE, _POWER]]
-        known = np.vstack([memory, rates])
-        sums, counts = self._sums(known), self._counts(known)
-        hottest = self._maxima(self._newest[_TEMPERATURE])
+        sizes, sized = self._sums(memory), self._counts(memory)
+        hottest = self._maxima(lines[_TEMPERATURE])
         devices, stales = self._tally(sampled), self._tally(stale)
         return [
             Aggregate(
                 device_count=int(devices[group]),
                 stale_count=int(stales[group]),
-                total_memory_bytes=_whole(sums[0, group], counts[0, group]),
-                used_memory_bytes=_whole(sums[1, group], counts[1, group]),
-                available_memory_bytes=_whole(sums[2, group], counts[2, group]),
-                average_utilization_percent=_mean(sums[3, group], counts[3, group]),
-                average_temperature_celsius=_mean(sums[4, group], counts[4, group]),
-                total_power_watts=float(sums[5, group]) if counts[5, group] else None,
-                maximum_temperature_celsius=float(hottest[group]) if counts[4, group] else None,
-                reporting={name: int(reporting[line, group]) for line, name in enumerate(READINGS)},
+                total_memory_bytes=_whole(sizes[_TOTAL, group], sized[_TOTAL, group]),
+                used_memory_bytes=_whole(sizes[_USED, group], sized[_USED, group]),
+                available_memory_bytes=_whole(sizes[_FREE, group], sized[_FREE, group]),
+                average_utilization_percent=_mean(
+                    sums[_UTILIZATION, group], counts[_UTILIZATION, group]
+                ),
+                average_temperature_celsius=_mean(
+                    sums[_TEMPERATURE, group], counts[_TEMPERATURE, group]
+                ),
+                maximum_temperature_celsius=_mean(hottest[group], counts[_TEMPERATURE, group] > 0),
+                total_power_watts=_mean(sums[_POWER, group], counts[_POWER, group] > 0),
+                reporting={name: int(counts[line, group]) for line, name in enumerate(READINGS)},
             )
             for group in range(self._group_count)
         ]
+
+    def _free(self) -> Floats:
+        """Total less used and less reserved, of each row; NaN where not told."""
+        free: Floats = self._newest[_TOTAL] - self._newest[_USED]
+        reserved = self._newest[_RESERVED]
+        kept_back = ~np.isnan(reserved)
+        if kept_back.any():
+            free = np.maximum(np.where(kept_back, free - reserved, free), 0)
+        return free
 
     def _counts(self, lines: Floats) -> NDArray[np.int64]:
         known = ~np.isnan(lines)
         if not self._all:
             known &= self._counting
         if self._group is None:
-            return np.count_nonzero(known, axis=1)[:, None]
+            # Of a line at a time: along an axis it would add them up as numbers.
+            return np.array([[np.count_nonzero(line)] for line in known])
         return np.stack([self._tally(line) for line in known])
 
     def _sums(self, lines: Floats) -> Floats:
@@ -117,8 +128,8 @@ class Totals:
 
 
 def _whole(total: float, count: int) -> int | None:
-    return round(float(total)) if count else None
+    return round(float(total)) if count and np.isfinite(total) else None
 
 
 def _mean(total: float, count: int) -> float | None:
-    return float(total) / int(count) if count else None
+    return float(total) / int(count) if count and np.isfinite(total) else None
