@@ -8,7 +8,6 @@ column that has no place in whole quanta is written as float64, each exclusive-o
 
 from __future__ import annotations
 
-import itertools
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -146,14 +145,14 @@ def _unpack(layout: Layout, body: bytes, wanted: Sequence[int] | None) -> tuple[
     place = _HEAD.size + mask_bytes
     mask = np.frombuffer(body, np.uint8, mask_bytes, _HEAD.size)
     columns: list[int] = np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist()
-    codes = list(body[place : place + len(columns) + 1])
+    codes = body[place : place + len(columns) + 1]
     place += len(codes)
     bases = np.frombuffer(body, np.int64, len(columns), place)
     place += bases.nbytes
     offsets, place = _offsets(codes, rows, place)
     if len(body) < place:
         raise ValueError(f"{len(body)} bytes where there must be {place}")
-    times = np.cumsum(np.cumsum(_changes(body, offsets[0], codes[0], rows))) + first
+    times = _changes(body, offsets[0], codes[0], rows).cumsum().cumsum() + first
     exceptions = _exception_offsets(codes, rows, place)
     targets = range(len(layout.names)) if wanted is None else wanted
     values = np.full((rows, len(targets)), np.nan)
@@ -161,11 +160,11 @@ def _unpack(layout: Layout, body: bytes, wanted: Sequence[int] | None) -> tuple[
         if column not in columns:
             continue
         index = columns.index(column) + 1
-        bits, words = exceptions[index]
+        bits, words = exceptions.get(index, (0, 0))
         if codes[index] & _FLOAT:
             series = _running_xor(body, words, rows)
         else:
-            whole = np.cumsum(_changes(body, offsets[index], codes[index], rows))
+            whole = _changes(body, offsets[index], codes[index], rows).cumsum()
             series = (whole + bases[index - 1]) / layout.steps[column]
         if codes[index] & _PARTIAL:
             present = np.frombuffer(body, np.uint8, -(-rows // 8), bits)
@@ -237,23 +236,27 @@ def _exceptions(values: Numbers, codes: Any, columns: NDArray[np.intp]) -> list[
     return parts
 
 
-def _offsets(codes: list[int], rows: int, place: int) -> tuple[list[int], int]:
+def _offsets(codes: bytes, rows: int, place: int) -> tuple[list[int], int]:
     """Where the changes of each column begin, and where the exceptions do."""
+    by_width: list[list[int]] = [[] for _ in range(_FLOAT + 1)]
+    for index, code in enumerate(codes):
+        by_width[code & ~_PARTIAL].append(index)
     offsets = [0] * len(codes)
-    for width, index in itertools.product(range(1, len(_WIDTHS)), range(len(codes))):
-        if codes[index] & ~_PARTIAL == width:
+    for code, width in enumerate(_WIDTHS):
+        for index in by_width[code] if width else ():
             offsets[index] = place
-            place += _WIDTHS[width] * rows
+            place += width * rows
     return offsets, place
 
 
-def _exception_offsets(codes: list[int], rows: int, place: int) -> list[tuple[int, int]]:
-    """Where the bits of known rows and the words of float64 of each column begin."""
-    offsets: list[tuple[int, int]] = []
-    for code in codes:
-        words = place + (-(-rows // 8) if code & _PARTIAL else 0)
-        offsets.append((place, words))
-        place = words + (8 * rows if code & _FLOAT else 0)
+def _exception_offsets(codes: bytes, rows: int, place: int) -> dict[int, tuple[int, int]]:
+    """Where the bits of known rows and the words of float64 begin, of columns that have any."""
+    offsets: dict[int, tuple[int, int]] = {}
+    for index, code in enumerate(codes):
+        if code >= _FLOAT:
+            words = place + (-(-rows // 8) if code & _PARTIAL else 0)
+            offsets[index] = place, words
+            place = words + (8 * rows if code & _FLOAT else 0)
     return offsets
 
 
