@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -82,38 +82,28 @@ def pack(
     if not len(milliseconds):
         return []
     at = np.asarray(starts, dtype=np.intp)
-    known = ~np.isnan(values)
-    with np.errstate(over="ignore"):
-        scaled = values * np.array(layout.steps, dtype=np.float64)
-    counts = np.add.reduceat(known, at, axis=0, dtype=np.int64)
     ends = np.append(at[1:], len(milliseconds))
-    partial = (counts > 0) & (counts < (ends - at)[:, None])
-    sound = known & (np.abs(scaled) < _LARGEST_STEPS)
-    odd = np.logical_or.reduceat(known & ~sound, at, axis=0)
-    whole = np.rint(np.where(sound, scaled, 0)).astype(np.int64)
-    if partial.any():
-        _repeat_last(whole, known, at)
-    changes = np.empty((len(whole), whole.shape[1] + 1), dtype=np.int64)
+    table = _quantize(layout, values, at, ends)
+    changes = np.empty((len(values), len(layout.names) + 1), dtype=np.int64)
     changes[:, 0] = _time_changes(milliseconds, at)
-    changes[1:, 1:] = whole[1:] - whole[:-1]
+    changes[1:, 1:] = table.whole[1:] - table.whole[:-1]
     changes[at, 1:] = 0
     folded = ((changes << 1) ^ (changes >> 63)).view(np.uint64)
-    tops = np.maximum.reduceat(folded, at, axis=0)
     bounds = np.array([0, 2**8 - 1, 2**16 - 1, 2**32 - 1], dtype=np.uint64)
-    widths = np.searchsorted(bounds, tops)
+    widths = np.searchsorted(bounds, np.maximum.reduceat(folded, at, axis=0))
+    widths[:, 1:][table.odd] = _FLOAT
+    widths[:, 1:][table.partial] |= _PARTIAL
     blocks: list[bytes] = []
     for index, (begin, end) in enumerate(zip(at.tolist(), ends.tolist(), strict=True)):
-        columns = np.flatnonzero(counts[index])
+        columns = np.flatnonzero(table.given[index])
         codes = widths[index, np.append(0, columns + 1)]
-        codes[1:][odd[index, columns]] = _FLOAT
-        codes[1:][partial[index, columns]] |= _PARTIAL
         body = [
             _head(int(milliseconds[begin]), end - begin, columns, len(layout.names)),
             codes.astype(np.uint8).tobytes(),
-            whole[begin, columns].tobytes(),
+            table.whole[begin, columns].tobytes(),
             *_planes(folded[begin:end], codes, columns),
         ]
-        if odd[index].any() or partial[index].any():
+        if codes.max() >= _FLOAT:
             body += _exceptions(values[begin:end], codes[1:], columns)
         blocks.append(bytes([_FORMAT]) + zlib.compress(b"".join(body), level))
     return blocks
@@ -171,6 +161,33 @@ def _unpack(layout: Layout, body: bytes, wanted: Sequence[int] | None) -> tuple[
             series[np.unpackbits(present, count=rows) == 0] = np.nan
         values[:, target] = series
     return times, values
+
+
+class _Quanta(NamedTuple):
+    """Values in whole quanta, and by run and column: is there any, are some unknown, or too odd."""
+
+    whole: Whole
+    given: NDArray[np.bool_]
+    partial: NDArray[np.bool_]
+    odd: NDArray[np.bool_]
+
+
+def _quantize(
+    layout: Layout, values: Numbers, starts: NDArray[np.intp], ends: NDArray[np.intp]
+) -> _Quanta:
+    import numpy as np
+
+    known = ~np.isnan(values)
+    with np.errstate(over="ignore"):
+        scaled = values * np.array(layout.steps, dtype=np.float64)
+    counts = np.add.reduceat(known, starts, axis=0, dtype=np.int64)
+    partial = (counts > 0) & (counts < (ends - starts)[:, None])
+    sound = known & (np.abs(scaled) < _LARGEST_STEPS)
+    odd = np.logical_or.reduceat(known & ~sound, starts, axis=0)
+    whole = np.rint(np.where(sound, scaled, 0)).astype(np.int64)
+    if partial.any():
+        _repeat_last(whole, known, starts)
+    return _Quanta(whole, counts > 0, partial, odd)
 
 
 def _head(first: int, rows: int, columns: NDArray[np.intp], width: int) -> bytes:
