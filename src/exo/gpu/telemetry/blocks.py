@@ -8,10 +8,9 @@ column that has no place in whole quanta is written as float64, each exclusive-o
 
 from __future__ import annotations
 
-import itertools
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -83,38 +82,28 @@ def pack(
     if not len(milliseconds):
         return []
     at = np.asarray(starts, dtype=np.intp)
-    known = ~np.isnan(values)
-    with np.errstate(over="ignore"):
-        scaled = values * np.array(layout.steps, dtype=np.float64)
-    counts = np.add.reduceat(known, at, axis=0, dtype=np.int64)
     ends = np.append(at[1:], len(milliseconds))
-    partial = (counts > 0) & (counts < (ends - at)[:, None])
-    sound = known & (np.abs(scaled) < _LARGEST_STEPS)
-    odd = np.logical_or.reduceat(known & ~sound, at, axis=0)
-    whole = np.rint(np.where(sound, scaled, 0)).astype(np.int64)
-    if partial.any():
-        _repeat_last(whole, known, at)
-    changes = np.empty((len(whole), whole.shape[1] + 1), dtype=np.int64)
+    table = _quantize(layout, values, at, ends)
+    changes = np.empty((len(values), len(layout.names) + 1), dtype=np.int64)
     changes[:, 0] = _time_changes(milliseconds, at)
-    changes[1:, 1:] = whole[1:] - whole[:-1]
+    changes[1:, 1:] = table.whole[1:] - table.whole[:-1]
     changes[at, 1:] = 0
     folded = ((changes << 1) ^ (changes >> 63)).view(np.uint64)
-    tops = np.maximum.reduceat(folded, at, axis=0)
     bounds = np.array([0, 2**8 - 1, 2**16 - 1, 2**32 - 1], dtype=np.uint64)
-    widths = np.searchsorted(bounds, tops)
+    widths = np.searchsorted(bounds, np.maximum.reduceat(folded, at, axis=0))
+    widths[:, 1:][table.odd] = _FLOAT
+    widths[:, 1:][table.partial] |= _PARTIAL
     blocks: list[bytes] = []
     for index, (begin, end) in enumerate(zip(at.tolist(), ends.tolist(), strict=True)):
-        columns = np.flatnonzero(counts[index])
+        columns = np.flatnonzero(table.given[index])
         codes = widths[index, np.append(0, columns + 1)]
-        codes[1:][odd[index, columns]] = _FLOAT
-        codes[1:][partial[index, columns]] |= _PARTIAL
         body = [
             _head(int(milliseconds[begin]), end - begin, columns, len(layout.names)),
             codes.astype(np.uint8).tobytes(),
-            whole[begin, columns].tobytes(),
+            table.whole[begin, columns].tobytes(),
             *_planes(folded[begin:end], codes, columns),
         ]
-        if odd[index].any() or partial[index].any():
+        if codes.max() >= _FLOAT:
             body += _exceptions(values[begin:end], codes[1:], columns)
         blocks.append(bytes([_FORMAT]) + zlib.compress(b"".join(body), level))
     return blocks
@@ -146,14 +135,14 @@ def _unpack(layout: Layout, body: bytes, wanted: Sequence[int] | None) -> tuple[
     place = _HEAD.size + mask_bytes
     mask = np.frombuffer(body, np.uint8, mask_bytes, _HEAD.size)
     columns: list[int] = np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist()
-    codes = list(body[place : place + len(columns) + 1])
+    codes = body[place : place + len(columns) + 1]
     place += len(codes)
     bases = np.frombuffer(body, np.int64, len(columns), place)
     place += bases.nbytes
     offsets, place = _offsets(codes, rows, place)
     if len(body) < place:
         raise ValueError(f"{len(body)} bytes where there must be {place}")
-    times = np.cumsum(np.cumsum(_changes(body, offsets[0], codes[0], rows))) + first
+    times = _changes(body, offsets[0], codes[0], rows).cumsum().cumsum() + first
     exceptions = _exception_offsets(codes, rows, place)
     targets = range(len(layout.names)) if wanted is None else wanted
     values = np.full((rows, len(targets)), np.nan)
@@ -161,17 +150,44 @@ def _unpack(layout: Layout, body: bytes, wanted: Sequence[int] | None) -> tuple[
         if column not in columns:
             continue
         index = columns.index(column) + 1
-        bits, words = exceptions[index]
+        bits, words = exceptions.get(index, (0, 0))
         if codes[index] & _FLOAT:
             series = _running_xor(body, words, rows)
         else:
-            whole = np.cumsum(_changes(body, offsets[index], codes[index], rows))
+            whole = _changes(body, offsets[index], codes[index], rows).cumsum()
             series = (whole + bases[index - 1]) / layout.steps[column]
         if codes[index] & _PARTIAL:
             present = np.frombuffer(body, np.uint8, -(-rows // 8), bits)
             series[np.unpackbits(present, count=rows) == 0] = np.nan
         values[:, target] = series
     return times, values
+
+
+class _Quanta(NamedTuple):
+    """Values in whole quanta, and by run and column: is there any, are some unknown, or too odd."""
+
+    whole: Whole
+    given: NDArray[np.bool_]
+    partial: NDArray[np.bool_]
+    odd: NDArray[np.bool_]
+
+
+def _quantize(
+    layout: Layout, values: Numbers, starts: NDArray[np.intp], ends: NDArray[np.intp]
+) -> _Quanta:
+    import numpy as np
+
+    known = ~np.isnan(values)
+    with np.errstate(over="ignore"):
+        scaled = values * np.array(layout.steps, dtype=np.float64)
+    counts = np.add.reduceat(known, starts, axis=0, dtype=np.int64)
+    partial = (counts > 0) & (counts < (ends - starts)[:, None])
+    sound = known & (np.abs(scaled) < _LARGEST_STEPS)
+    odd = np.logical_or.reduceat(known & ~sound, starts, axis=0)
+    whole = np.rint(np.where(sound, scaled, 0)).astype(np.int64)
+    if partial.any():
+        _repeat_last(whole, known, starts)
+    return _Quanta(whole, counts > 0, partial, odd)
 
 
 def _head(first: int, rows: int, columns: NDArray[np.intp], width: int) -> bytes:
@@ -237,23 +253,27 @@ def _exceptions(values: Numbers, codes: Any, columns: NDArray[np.intp]) -> list[
     return parts
 
 
-def _offsets(codes: list[int], rows: int, place: int) -> tuple[list[int], int]:
+def _offsets(codes: bytes, rows: int, place: int) -> tuple[list[int], int]:
     """Where the changes of each column begin, and where the exceptions do."""
+    by_width: list[list[int]] = [[] for _ in range(_FLOAT + 1)]
+    for index, code in enumerate(codes):
+        by_width[code & ~_PARTIAL].append(index)
     offsets = [0] * len(codes)
-    for width, index in itertools.product(range(1, len(_WIDTHS)), range(len(codes))):
-        if codes[index] & ~_PARTIAL == width:
+    for code, width in enumerate(_WIDTHS):
+        for index in by_width[code] if width else ():
             offsets[index] = place
-            place += _WIDTHS[width] * rows
+            place += width * rows
     return offsets, place
 
 
-def _exception_offsets(codes: list[int], rows: int, place: int) -> list[tuple[int, int]]:
-    """Where the bits of known rows and the words of float64 of each column begin."""
-    offsets: list[tuple[int, int]] = []
-    for code in codes:
-        words = place + (-(-rows // 8) if code & _PARTIAL else 0)
-        offsets.append((place, words))
-        place = words + (8 * rows if code & _FLOAT else 0)
+def _exception_offsets(codes: bytes, rows: int, place: int) -> dict[int, tuple[int, int]]:
+    """Where the bits of known rows and the words of float64 begin, of columns that have any."""
+    offsets: dict[int, tuple[int, int]] = {}
+    for index, code in enumerate(codes):
+        if code >= _FLOAT:
+            words = place + (-(-rows // 8) if code & _PARTIAL else 0)
+            offsets[index] = place, words
+            place = words + (8 * rows if code & _FLOAT else 0)
     return offsets
 
 

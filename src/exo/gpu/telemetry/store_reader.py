@@ -114,15 +114,8 @@ class HistoryReader:
             InvalidValue: for an empty span or a number of points below 1.
 
         """
-        if metric not in SAMPLES.names:
-            raise UnknownName("metric", metric, SAMPLES.names)
         until = time.time() if until is None else until
-        check_number("since", since, low=0, high=_LAST_SECOND)
-        check_number("until", until, low=0, high=_LAST_SECOND)
-        check_whole("points", points, low=1)
-        if until <= since or points > _MOST_POINTS:
-            expected = f"a span that ends after it begins, in at most {_MOST_POINTS} points"
-            raise InvalidValue("since", (since, until, points), expected)
+        _check_question(metric, since, until, points)
         place = SAMPLES.names.index(metric)
         step_seconds = (until - since) / points
         with reading(self._connection) as connection:
@@ -200,6 +193,17 @@ class HistoryReader:
             rollups_since=_earliest(minute, hour_minute),
             events=counts[2],
         )
+
+
+def _check_question(metric: str, since: float, until: float, points: int) -> None:
+    if metric not in SAMPLES.names:
+        raise UnknownName("metric", metric, SAMPLES.names)
+    check_number("since", since, low=0, high=_LAST_SECOND)
+    check_number("until", until, low=0, high=_LAST_SECOND)
+    check_whole("points", points, low=1)
+    if until <= since or points > _MOST_POINTS:
+        expected = f"a span that ends after it begins, in at most {_MOST_POINTS} points"
+        raise InvalidValue("since", (since, until, points), expected)
 
 
 def _earliest(*minutes: int | None) -> float | None:
