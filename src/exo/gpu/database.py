@@ -51,6 +51,24 @@ def open_shared(path: Path, schema: str) -> Connection:
 
 
 @contextmanager
+def reading(connection: Connection) -> Generator[Connection]:
+    """One transaction that only reads, and sees the file as it was at its first statement.
+
+    Raises:
+        StoreError: when the file is locked for too long, or is damaged.
+
+    """
+    try:
+        connection.execute("BEGIN")
+        yield connection
+    except sqlite3.Error as error:
+        raise StoreError(f"it cannot be read: {error}") from error
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+@contextmanager
 def immediate(connection: Connection) -> Generator[Connection]:
     """One transaction that holds the write lock from its first statement on.
 
@@ -69,4 +87,4 @@ def immediate(connection: Connection) -> Generator[Connection]:
                 connection.execute("ROLLBACK")
             raise
     except sqlite3.Error as error:
-        raise StoreError(f"the lease store gave no transaction: {error}") from error
+        raise StoreError(f"it gave no transaction: {error}") from error

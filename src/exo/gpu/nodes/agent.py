@@ -7,8 +7,11 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from exo.gpu.backend import PinningAbility, TelemetryAbility
 from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
+from exo.gpu.execution.cordon_store import CordonStore
 from exo.gpu.execution.lease_store import HeldLease, LeaseStore
 from exo.gpu.execution.pinning import LEASES_VARIABLE, apply_changes, pinning_changes
 from exo.gpu.execution.state_directory import StorePlace, choose_place
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from exo.gpu.execution.supervisor import RunnerSupervisor
     from exo.gpu.vocabulary.decision import Decision
     from exo.gpu.vocabulary.device import GPUDevice
+    from exo.gpu.vocabulary.health import Cordon
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
     from exo.gpu.vocabulary.request import Request
 
@@ -54,6 +58,7 @@ class NodeAgent:
         self._service = service or GPUDiscoveryService.of_this_user(self._environ)
         self._report: DiscoveryReport | None = None
         self._store: LeaseStore | None = None
+        self._cordons = CordonStore(self.store_place)
         self._sampler = DeviceSampler()
         self._collector = TelemetryCollector(max_history=1)
         self._failures: dict[str, str] = {}
@@ -104,10 +109,17 @@ class NodeAgent:
         registry = self._service.registry
         return None if registry is None else (str(registry.path), registry.problem)
 
+    @property
+    def cordon_store(self) -> CordonStore:
+        """What keeps devices of this machine out of scheduling."""
+        return self._cordons
+
     def snapshot(self, *, leases: bool = True) -> Snapshot:
-        """All devices now: samples, health and, unless unwanted, live leases."""
+        """All devices now: samples, health and, unless unwanted, live leases and cordons."""
         self._sample()
-        return self._assemble(self._open_store().live() if leases else ())
+        if not leases:
+            return self._assemble((), ())
+        return self._assemble(self._open_store().live(), self._cordons.live())
 
     def acquire(self, request: Request) -> Grant:
         """Decide and take the leases as one step, while no other process can."""
@@ -117,7 +129,8 @@ class NodeAgent:
         store = self._open_store()
 
         def decide(live: tuple[Lease, ...]) -> tuple[Decision, list[Lease]]:
-            snapshot = self._assemble(live)
+            # Within the transaction: who cordons first and then looks at leases misses none.
+            snapshot = self._assemble(live, self._cordons.live())
             decision = select(snapshot, request)
             return decision, [_lease(snapshot, name, request) for name in decision.chosen]
 
@@ -247,17 +260,21 @@ class NodeAgent:
             self._failures.pop(sample.device_id, None)
         self._failures.update(taken.failures)
 
-    def _assemble(self, live: tuple[Lease, ...]) -> Snapshot:
+    def _assemble(self, live: tuple[Lease, ...], cordons: tuple[Cordon, ...]) -> Snapshot:
         self._probes.refresh()
+        kept_out = {cordon.hardware_id: cordon for cordon in cordons}
         return Snapshot(
-            tuple(self._state(device, live) for device in self.inventory().devices),
+            tuple(self._state(device, live, kept_out) for device in self.inventory().devices),
             umbrella=self._umbrella,
         )
 
-    def _state(self, device: GPUDevice, live: tuple[Lease, ...]) -> DeviceState:
+    def _state(
+        self, device: GPUDevice, live: tuple[Lease, ...], cordons: Mapping[str, Cordon]
+    ) -> DeviceState:
         sample = self._collector.get_metrics(device.device_id)
         age = self._collector.age_seconds(device.device_id)
         failure = self._failures.get(device.device_id, "")
+        leases = tuple(lease for lease in live if lease.hardware_id == device.hardware_id)
         health, reason = assess(sample, age, device=device, failure=failure)
         return DeviceState(
             device=device,
@@ -265,7 +282,8 @@ class NodeAgent:
             sample_age_seconds=age,
             health=health,
             health_reason=reason,
-            leases=tuple(lease for lease in live if lease.hardware_id == device.hardware_id),
+            leases=leases,
+            cordon=_as_it_stands(cordons.get(device.hardware_id), leases),
             measured_gflops=self._measured_gflops(device),
         )
 
@@ -277,6 +295,13 @@ class NodeAgent:
 
 def _reader(backend: TelemetryAbility, device_id: str) -> Callable[[], Any]:
     return lambda: backend.read(device_id)
+
+
+def _as_it_stands(cordon: Cordon | None, leases: tuple[Lease, ...]) -> Cordon | None:
+    """A drain has come to its end when the last lease has."""
+    if cordon is None or leases or not cordon.draining:
+        return cordon
+    return msgspec.structs.replace(cordon, draining=False)
 
 
 def _lease(snapshot: Snapshot, device_id: str, request: Request) -> Lease:

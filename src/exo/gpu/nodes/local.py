@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
     from exo.gpu.execution.state_directory import StorePlace
     from exo.gpu.nodes.transport import Grant
+    from exo.gpu.vocabulary.health import Cordon
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
     from exo.gpu.vocabulary.request import Request
     from exo.gpu.vocabulary.snapshot import Snapshot
@@ -59,8 +60,20 @@ class LocalNode:
         return self._agent.forget(device_id)
 
     def snapshot(self, *, leases: bool = True) -> Snapshot:
-        """All devices now: fresh samples, health and, unless unwanted, live leases."""
+        """All devices now: fresh samples, health and, unless unwanted, live leases and cordons."""
         return self._agent.snapshot(leases=leases)
+
+    def cordons(self) -> tuple[Cordon, ...]:
+        """The cordons of this machine that hold now, also those of devices that are not here."""
+        return self._agent.cordon_store.live()
+
+    def put_cordon(self, cordon: Cordon) -> Cordon:
+        """Keep a device out of scheduling; the cordon that holds from now on."""
+        return self._agent.cordon_store.put(cordon)
+
+    def lift_cordon(self, hardware_id: str, *, by_health_only: bool = False) -> Cordon | None:
+        """End a cordon, or only one that health set; the one that was ended, or None."""
+        return self._agent.cordon_store.lift(hardware_id, by_health_only=by_health_only)
 
     def acquire(self, request: Request) -> Grant:
         """Decide and take the leases as one step."""
