@@ -26,6 +26,9 @@ COMMANDS = {
     "select": "Choose devices for a piece of work, and say why.",
     "run": "Run a command pinned to the device that suits it best.",
     "map": "Run a command for every item, spread over the devices.",
+    "cordon": "Keep a device out of scheduling.",
+    "uncordon": "Take a device back into scheduling.",
+    "drain": "Let what runs on a device finish, and begin nothing new there.",
     "completion": "Print the completion script for bash, zsh or fish.",
 }
 

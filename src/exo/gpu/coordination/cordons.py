@@ -94,7 +94,7 @@ def drain(
     for_seconds: float | None = None,
     wait_seconds: float | None = None,
     node: LocalNode | None = None,
-    on_wait: Callable[[tuple[Lease, ...]], object] = len,
+    on_wait: Callable[[tuple[Lease, ...]], None] | None = None,
 ) -> Drained:
     """Cordon a device at once, and wait until the last lease on it has ended.
 
@@ -202,7 +202,7 @@ def _wait_for_leases(
     node: LocalNode,
     device: GPUDevice,
     wait_seconds: float | None,
-    on_wait: Callable[[tuple[Lease, ...]], object],
+    on_wait: Callable[[tuple[Lease, ...]], None] | None,
 ) -> tuple[bool, tuple[Lease, ...]]:
     """Whether the cordon still stands, and the leases that have not ended when the time is up."""
     ends = None if wait_seconds is None else time.monotonic() + wait_seconds
@@ -218,5 +218,6 @@ def _wait_for_leases(
             return state.cordon is not None, leases
         if leases != told:
             told = leases
-            on_wait(leases)
+            if on_wait is not None:
+                on_wait(leases)
         never.wait(min(LOOK_SECONDS, left))

@@ -79,11 +79,11 @@ def command(as_json: bool, refresh: bool, forget: str | None) -> None:
 
 
 def _states(node: LocalNode) -> tuple[DeviceState, ...]:
-    """The devices with their leases, or without where the store cannot be used."""
+    """The devices with leases and cordons, or without where one of the stores cannot be used."""
     try:
         return node.snapshot().devices
     except StoreError as error:
-        complain(f"leases are not shown: {error}")
+        complain(f"leases and cordons are not shown: {error}")
         return node.snapshot(leases=False).devices
 
 
@@ -99,6 +99,7 @@ def _fields(
         "sample_age_seconds": state.sample_age_seconds,
         "sample_failure": failures.get(device.device_id),
         "leases": [lease.to_dict() for lease in state.leases],
+        "cordon": None if state.cordon is None else state.cordon.to_dict(),
         "support": support.get(device.backend),
     }
 
