@@ -164,9 +164,11 @@ def _figures(state: DeviceState) -> tuple[str, ...]:
 
 
 def _health(state: DeviceState) -> str:
+    """The health, or that it is kept out; what else is wrong then stands in the second line."""
     if state.cordon is None:
         return state.health.value
-    return f"{state.health.value}, {'draining' if state.cordon.draining else 'cordoned'}"
+    kept_out = "draining" if state.cordon.draining else "cordoned"
+    return f"ok, {kept_out}" if state.health is Health.OK else kept_out
 
 
 def _details(state: DeviceState, failure: str | None, support: Support) -> Iterable[str]:
@@ -179,7 +181,8 @@ def _details(state: DeviceState, failure: str | None, support: Support) -> Itera
     if state.cordon is not None:
         yield cordon_words(state.cordon)
     if state.health is not Health.OK and state.health_reason:
-        yield state.health_reason
+        lead = "" if state.cordon is None else f"{state.health.value}: "
+        yield f"{lead}{state.health_reason}"
     if failure and failure not in state.health_reason:
         yield f"no sample: {failure}"
 

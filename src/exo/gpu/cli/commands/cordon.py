@@ -21,10 +21,10 @@ from exo.gpu.cli.context import duration, print_json
 )
 @click.option("--json", "as_json", is_flag=True, help="The cordon as one JSON object.")
 def command(name: str, why: str, for_seconds: float | None, as_json: bool) -> None:
-    """Keep a device out of scheduling, for all users of this machine.
+    """Keep a device out of scheduling.
 
-    ID is its id, alias or hardware id. What runs there goes on; nothing new begins. 'exo-gpu
-    drain' also waits for what runs.
+    It holds for all users of this machine. What runs there goes on, nothing new begins; 'exo-gpu
+    drain' also waits for what runs. ID is the device's id, alias or hardware id.
     """
     from exo.gpu.coordination.cordons import cordon
 

@@ -14,9 +14,9 @@ from exo.gpu.cli.context import print_json
 @click.argument("name", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with what was lifted.")
 def command(name: str, as_json: bool) -> None:
-    """Take a device back into scheduling, whoever kept it out.
+    """Take a device back into scheduling.
 
-    ID is its id, alias or hardware id; that of a device which is not here any more will do.
+    Whoever kept it out. ID is its id, alias or hardware id, also of one that is here no more.
     """
     from exo.gpu.coordination.cordons import uncordon
 
