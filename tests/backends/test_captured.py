@@ -107,7 +107,12 @@ IDENTITIES = {
 
 _NOT_READINGS = {"device_id", "timestamp", "missing_reasons", "sleeping", "carried_readings"}
 # What goes with a reading rather than being one.
-_BESIDE = {"utilization_is_lower_bound", "power_window_seconds", "memory_reserved_bytes"}
+_BESIDE = {
+    "throttle_kinds",
+    "utilization_is_lower_bound",
+    "power_window_seconds",
+    "memory_reserved_bytes",
+}
 
 
 def amd(model: str) -> RocmBackend:

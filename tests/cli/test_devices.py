@@ -145,7 +145,7 @@ def test_devices_are_listed_where_the_lease_store_cannot_be_used(
     done = exo_gpu("devices")
     assert done.returncode == 0
     assert "cuda:0" in done.stdout
-    assert "leases are not shown" in done.stderr
+    assert "leases and cordons are not shown" in done.stderr
 
 
 def test_a_missing_device_is_shown_until_it_is_forgotten(remembered, exo_gpu):

@@ -161,7 +161,7 @@ def test_without_a_lease_store_the_processes_are_shown(script, stranger, exo_gpu
     done = exo_gpu("ps", EXO_GPU_STATE=str(tmp_path / "file"))
     assert done.returncode == 0
     assert ("cuda:0", str(stranger.pid)) in rows(done.stdout)
-    assert "leases are not shown" in done.stderr
+    assert "leases and cordons are not shown" in done.stderr
 
 
 def test_real_processes_on_a_fake_driver(nvml, stranger, command_line, exo_gpu):

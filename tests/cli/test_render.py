@@ -7,6 +7,7 @@ import subprocess
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from exo.gpu.cli.render import (
     devices_table,
@@ -20,6 +21,7 @@ from exo.gpu.cli.render import (
     support_words,
 )
 from exo.gpu.vocabulary.device import DeviceClass, GPUDevice
+from exo.gpu.vocabulary.health import Cordon
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.metrics import GPUMetrics
 from exo.gpu.vocabulary.snapshot import DeviceState, Health
@@ -27,6 +29,11 @@ from exo.gpu.vocabulary.snapshot import DeviceState, Health
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1)
 # The kernel refuses a NUL in a variable; what a shell sets must survive as it is.
 VALUES = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+
+
+CORDON = Cordon(
+    hardware_id="GPU-0", device_id="cuda:0", why="loud", by="ann", since=1.0, until=1_600_003_600.0
+)
 
 
 @st.composite
@@ -60,6 +67,7 @@ def states(draw: st.DrawFn) -> DeviceState:
         sample_age_seconds=0.0,
         health=health,
         health_reason=draw(st.just("") | WORDS),
+        cordon=draw(st.none() | st.sampled_from((CORDON, replace(CORDON, draining=True)))),
     )
 
 
@@ -109,6 +117,20 @@ def test_the_second_line_says_what_the_figures_do_not():
         "    RTX; driver 550; cuda last shown on: fake (finding, telemetry); 2 leases;",
         "    hot; no sample: gone",
     ]
+
+
+def test_a_cordoned_device_that_is_not_well_says_both():
+    """Rule: the table says that it is kept out, and the line below why, and what else is wrong."""
+    device = GPUDevice("cuda:0", "RTX", "NVIDIA", "cuda")
+    state = DeviceState(
+        device=device,
+        health=Health.DEGRADED,
+        health_reason="hot",
+        cordon=replace(CORDON, until=None),
+    )
+    text = devices_table([state], failures={}, support={})
+    assert text.splitlines()[1].split()[3] == "cordoned"
+    assert "cordoned by ann: loud; degraded: hot" in " ".join(text.split())
 
 
 def test_support_is_said_by_level():
@@ -184,6 +206,7 @@ def test_doctor_says_what_is_missing_and_what_to_do():
                 "reason": "in memory",
                 "problem": "it is full",
             },
+            "cordons": {"in_force": (CORDON,), "problem": None},
             "extras": [
                 {"extra": "ray", "missing": ["ray"], "install": "pip install 'exo-gpu[ray]'"},
                 {"extra": "tui", "missing": [], "install": "pip install 'exo-gpu[tui]'"},
@@ -206,6 +229,7 @@ def test_doctor_says_what_is_missing_and_what_to_do():
         "software  llvmpipe: manifest not known",
         "leases    /dev/shm/exo-gpu (in memory), shared by all users",
         "          it is full",
+        f"cordon    cuda:0: cordoned by ann until {moment(CORDON.until)}: loud",
         "registry  /home/devices.json",
         "          read-only",
         "extra     ray: not installed (ray): pip install 'exo-gpu[ray]'",

@@ -114,7 +114,7 @@ def test_without_a_lease_store_the_devices_are_shown(node, tmp_path, monkeypatch
     environ["EXO_GPU_FAKE"] = str(write_box(tmp_path, device("cuda:0", "NVIDIA", "cuda")))
     with LocalTopSource(lambda: LocalNode(environ), cadence_seconds=0.05) as source:
         frame = until(source, lambda one: one.snapshot.devices)
-        assert frame.notes[0].startswith("leases are not shown: ")
+        assert frame.notes[0].startswith("leases and cordons are not shown: ")
 
 
 def test_a_wedged_device_costs_itself_alone():

@@ -157,6 +157,10 @@ class TestCordons:
         one = refusal(state("cuda:0", cordon=cordon(draining=True)))
         assert one.reason == "is being drained by ann: fan rattles"
 
+    def test_a_probe_may_ask_all_the_same(self):
+        """Rule: who is to find out whether it is well gets it despite the cordon."""
+        assert rule(state("cuda:0", cordon=cordon()), Request(despite_cordon=True)) is None
+
 
 class TestSlots:
     def test_work_without_declared_memory_takes_a_slot(self):

@@ -40,7 +40,7 @@ _THROTTLE_KINDS = {
     ThrottleKind.HARDWARE: "prochot",
     ThrottleKind.POWER_LIMIT: "pl1 pl2 pl4 vr_tdc iccmax fastvmode psys_pl1 psys_pl2 psys_crit",
 }
-_THROTTLE_MEANINGS: dict[str, ThrottleKind | None] = {
+THROTTLE_MEANINGS: dict[str, ThrottleKind | None] = {
     "p0_freq": None,
     **{word: kind for kind, words in _THROTTLE_KINDS.items() for word in words.split()},
 }
@@ -110,7 +110,7 @@ class Source:
         if not dear:
             calls = {name: call for name, call in calls.items() if name not in DEAR}
         values, missing = drm.gather(calls)
-        kinds = throttle_kinds(values.get("throttle_reasons"), _THROTTLE_MEANINGS)
+        kinds = throttle_kinds(values.get("throttle_reasons"), THROTTLE_MEANINGS)
         if kinds is not None:
             values["throttle_kinds"] = kinds
         self._add_power(values, missing)

@@ -48,7 +48,7 @@ _THROTTLE_KINDS = {
     ),
     "fit": None,
 }
-_THROTTLE_MEANINGS = {
+THROTTLE_MEANINGS = {
     word: next(kind for start, kind in _THROTTLE_KINDS.items() if word.startswith(start))
     for word in gpu_metrics.THROTTLERS.values()
 }
@@ -85,7 +85,7 @@ def read(
     if not dear:
         calls = {name: call for name, call in calls.items() if name not in DEAR}
     values, missing = drm.gather(calls)
-    kinds = throttle_kinds(values.get("throttle_reasons"), _THROTTLE_MEANINGS)
+    kinds = throttle_kinds(values.get("throttle_reasons"), THROTTLE_MEANINGS)
     if kinds is not None:
         values["throttle_kinds"] = kinds
     if "power_watts" in values and _power_is_instant(card):

@@ -171,7 +171,7 @@ def snapshot_of(node: LocalNode) -> Snapshot:
     try:
         return node.snapshot()
     except StoreError as error:
-        complain(f"leases are not shown: {error}")
+        complain(f"leases and cordons are not shown: {error}")
         return node.snapshot(leases=False)
 
 

@@ -14,6 +14,7 @@ from exo.gpu.vocabulary.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from exo.gpu.vocabulary.health import Cordon
     from exo.gpu.vocabulary.inventory import MissingDevice
     from exo.gpu.vocabulary.metrics import GPUMetrics
     from exo.gpu.vocabulary.snapshot import DeviceState
@@ -82,6 +83,13 @@ def memory(used_bytes: int | None, total_bytes: int | None) -> str:
     number, unit = total.split()
     factor = float(number) / total_bytes if total_bytes else 0.0
     return f"{used_bytes * factor:.1f}/{number} {unit}"
+
+
+def cordon_words(cordon: Cordon) -> str:
+    """``"cordoned by alice until 2026-03-01 14:05: its fan is loud"``."""
+    state = "draining, cordoned" if cordon.draining else "cordoned"
+    until = "" if cordon.until is None else f" until {moment(cordon.until)}"
+    return f"{state} by {cordon.by}{until}: {cordon.why}"
 
 
 def reading(value: float | None, unit: str) -> str:
@@ -172,12 +180,20 @@ def _figures(state: DeviceState) -> tuple[str, ...]:
         device.device_id,
         device.device_class.value,
         device.runtime,
-        state.health.value,
+        _health(state),
         memory(sample.memory_used_bytes if sample else None, total),
         reading(sample.compute_utilization_percent if sample else None, "%"),
         reading(sample.temperature_celsius if sample else None, "C"),
         reading(sample.power_watts if sample else None, "W"),
     )
+
+
+def _health(state: DeviceState) -> str:
+    """The health, or that it is kept out; what else is wrong then stands in the second line."""
+    if state.cordon is None:
+        return state.health.value
+    kept_out = "draining" if state.cordon.draining else "cordoned"
+    return f"ok, {kept_out}" if state.health is Health.OK else kept_out
 
 
 def _details(state: DeviceState, failure: str | None, support: Support) -> Iterable[str]:
@@ -187,8 +203,11 @@ def _details(state: DeviceState, failure: str | None, support: Support) -> Itera
     yield support_words(state.device.backend, support)
     if state.leases:
         yield f"{len(state.leases)} lease{'s' if len(state.leases) > 1 else ''}"
+    if state.cordon is not None:
+        yield cordon_words(state.cordon)
     if state.health is not Health.OK and state.health_reason:
-        yield state.health_reason
+        lead = "" if state.cordon is None else f"{state.health.value}: "
+        yield f"{lead}{state.health_reason}"
     if failure and failure not in state.health_reason:
         yield f"no sample: {failure}"
 
@@ -218,6 +237,7 @@ def doctor_report(findings: Mapping[str, Any], *, width: int = WIDTH) -> str:
     rows.append(("leases", f"{store['path']} ({store['reason']}), shared by {store['shared_by']}"))
     if store["problem"]:
         rows.append(("", store["problem"]))
+    rows += _cordon_rows(findings["cordons"])
     rows += _registry_rows(findings["registry"])
     rows += _extra_rows(findings["extras"])
     rows += [("variable", f"{name}={value}") for name, value in findings["variables"].items()]
@@ -248,6 +268,13 @@ def _missing_rows(missing: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, s
         text = f"{device['device_id']} ({device['name']}), last seen {moment(one['last_seen'])}"
         yield "missing", f"{text}: {one['reason']}"
         yield "", f"to drop it: exo-gpu devices --forget {device['device_id']}"
+
+
+def _cordon_rows(cordons: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    for cordon in cordons["in_force"]:
+        yield "cordon", f"{cordon.device_id}: {cordon_words(cordon)}"
+    if cordons["problem"]:
+        yield "cordons", cordons["problem"]
 
 
 def _registry_rows(registry: Mapping[str, str] | None) -> Iterable[tuple[str, str]]:

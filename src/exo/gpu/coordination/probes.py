@@ -13,6 +13,7 @@ import msgspec
 from exo.gpu.coordination.slots import refusal
 from exo.gpu.execution.payloads import dump, load_error, load_result
 from exo.gpu.nodes.local import LocalNode
+from exo.gpu.nodes.transport import CordonKeeper
 from exo.gpu.scheduling.filters import names_of, unknown_names
 from exo.gpu.scheduling.selector import refusal_message, select
 from exo.gpu.telemetry.probe import FIGURES, PROBE_SECONDS, probe_here, unmeasured
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.device import GPUDevice
-    from exo.gpu.vocabulary.snapshot import DeviceState
+    from exo.gpu.vocabulary.health import Cordon
+    from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 
 # Work below that is the desktop's; more of it would be measured along.
 BUSY_PERCENT = 10.0
@@ -54,6 +56,8 @@ class Probes(msgspec.Struct, frozen=True):
 
     results: tuple[ProbeResult, ...]
     refusals: dict[str, str]
+    lifted: tuple[Cordon, ...] = ()
+    """Cordons by health that ended, since the probe of their device passed."""
 
 
 def probe_devices(
@@ -65,8 +69,9 @@ def probe_devices(
 ) -> Probes:
     """Measure the devices that are named, or every device, one after the other.
 
-    Each is leased as a whole for so long. One that is leased, busy or asleep is left alone;
-    ``force`` measures it all the same, except under somebody else's lease of the whole device.
+    Each is leased as a whole for so long. One that is leased, busy, asleep or cordoned is left
+    alone; ``force`` measures it all the same, except under somebody else's lease of the whole
+    device. A cordon by health ends when its device could be measured; a person's does not.
     What was measured is kept for :meth:`~exo.gpu.nodes.agent.NodeAgent.snapshot`.
 
     Raises:
@@ -95,7 +100,20 @@ def probe_devices(
     measured = [result for result in results if _has_figures(result)]
     if measured:
         ProbeCache(cache_path(os.environ)).keep(measured)
-    return Probes(tuple(results), refusals)
+    lifted = _lift_cordons(node, snapshot, {result.hardware_id for result in measured})
+    return Probes(tuple(results), refusals, lifted)
+
+
+def _lift_cordons(node: Node, snapshot: Snapshot, passed: set[str]) -> tuple[Cordon, ...]:
+    """End the cordons by health of the devices that passed, where the node keeps any."""
+    if not isinstance(node, CordonKeeper):
+        return ()
+    ended = [
+        node.lift_cordon(state.device.hardware_id, by_health_only=True)
+        for state in snapshot.devices
+        if state.cordon is not None and state.device.hardware_id in passed
+    ]
+    return tuple(cordon for cordon in ended if cordon is not None)
 
 
 def _has_figures(result: ProbeResult) -> bool:
@@ -127,6 +145,7 @@ def lease_request(state: DeviceState, *, force: bool) -> Request:
         devices=(state.device.device_id,),
         exclusive=not shared,
         memory_bytes=FORCED_BYTES if shared else None,
+        despite_cordon=force,
         holder="exo-gpu probe",
     )
 
@@ -139,6 +158,8 @@ def busy(state: DeviceState) -> str:
         if whole:
             return f"not now: it is wholly leased by {holder}"
         return f"not now: it is leased by {holder} (--force measures beside it)"
+    if state.cordon is not None:
+        return _kept_out(state.cordon)
     sample = state.sample
     if sample is None:
         return ""
@@ -151,6 +172,14 @@ def busy(state: DeviceState) -> str:
     if percent is not None and percent > limit:
         return f"not now: it is {percent:.0f} % busy (--force measures all the same)"
     return ""
+
+
+def _kept_out(cordon: Cordon) -> str:
+    """Why a cordoned device is left alone: health may be wrong about it, a person is asked."""
+    what = f"not now: it is cordoned by {cordon.by}: {cordon.why}"
+    if cordon.by_health:
+        return f"{what} (--force measures it, and lifts the cordon if that goes well)"
+    return f"{what} (--force measures it all the same)"
 
 
 def _measure(node: Node, device: GPUDevice, lease_id: str, seconds: float) -> ProbeResult:

@@ -120,7 +120,7 @@ class LocalTopSource:
         try:
             snapshot = node.snapshot()
         except StoreError as error:
-            notes.append(f"leases are not shown: {error}")
+            notes.append(f"leases and cordons are not shown: {error}")
             snapshot = node.snapshot(leases=False)
         if not snapshot.devices:
             notes += [f"{one.backend}: {one.reason}" for one in node.inventory().findings]

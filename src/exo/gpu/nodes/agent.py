@@ -9,6 +9,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from exo.gpu.backend import (
     PinningAbility,
     ProcessAbility,
@@ -17,6 +19,7 @@ from exo.gpu.backend import (
 )
 from exo.gpu.configuration import load_configuration
 from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
+from exo.gpu.execution.cordon_store import CordonStore
 from exo.gpu.execution.pinning import LEASES_VARIABLE, apply_changes, pinning_changes
 from exo.gpu.execution.state_directory import StorePlace, choose_place
 from exo.gpu.nodes.leasing import Eyes, LeaseDesk
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from exo.gpu.nodes.transport import Grant
     from exo.gpu.nodes.watching import NodeEvent
     from exo.gpu.vocabulary.device import GPUDevice
-    from exo.gpu.vocabulary.health import Health
+    from exo.gpu.vocabulary.health import Cordon, Health
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
     from exo.gpu.vocabulary.lease import Lease
     from exo.gpu.vocabulary.metrics import GPUMetrics
@@ -70,6 +73,7 @@ class NodeAgent:
         self._umbrella = tuple(filter(None, self._environ.get(LEASES_VARIABLE, "").split(",")))
         self._service = service or GPUDiscoveryService.of_this_user(self._environ)
         self._report: DiscoveryReport | None = None
+        self._cordons = CordonStore(self.store_place)
         self._sampler = DeviceSampler()
         self._collector = TelemetryCollector(max_history=1)
         self._failures: dict[str, str] = {}
@@ -176,11 +180,17 @@ class NodeAgent:
         registry = self._service.registry
         return None if registry is None else (str(registry.path), registry.problem)
 
+    @property
+    def cordon_store(self) -> CordonStore:
+        """What keeps devices of this machine out of scheduling."""
+        return self._cordons
+
     def snapshot(self, *, leases: bool = True) -> Snapshot:
-        """All devices now: samples, health and, unless unwanted, live leases."""
+        """All devices now: samples, health and, unless unwanted, live leases and cordons."""
         self._sample()
-        live = self.desk.live() if leases else ()
-        return self._assemble(live)
+        if not leases:
+            return self._assemble((), cordons=())
+        return self._assemble(self.desk.live())
 
     def processes(self) -> tuple[ProcessList, ...]:
         """Who works on each device, or why that is not known; dearer than a snapshot."""
@@ -343,16 +353,27 @@ class NodeAgent:
             logger.debug("%s: no list of processes: %s", device_id, error)
             return None
 
-    def _assemble(self, live: tuple[Lease, ...]) -> Snapshot:
+    def _assemble(
+        self, live: tuple[Lease, ...], cordons: tuple[Cordon, ...] | None = None
+    ) -> Snapshot:
+        """What is known now; called while the ledger is held, for a decision, it misses nobody.
+
+        Who cordons a device first and then looks at its leases sees all that were granted before.
+        """
+        cordons = self._cordons.live() if cordons is None else cordons
         self._probes.refresh()
+        kept_out = {cordon.hardware_id: cordon for cordon in cordons}
         return Snapshot(
-            tuple(self._state(device, live) for device in self.inventory().devices),
+            tuple(self._state(device, live, kept_out) for device in self.inventory().devices),
             umbrella=self._umbrella,
         )
 
-    def _state(self, device: GPUDevice, live: tuple[Lease, ...]) -> DeviceState:
+    def _state(
+        self, device: GPUDevice, live: tuple[Lease, ...], cordons: Mapping[str, Cordon]
+    ) -> DeviceState:
         sample = self._collector.get_metrics(device.device_id)
         age = self._collector.age_seconds(device.device_id)
+        leases = tuple(lease for lease in live if lease.hardware_id == device.hardware_id)
         health, reason, since = self._judge(device, sample, age)
         return DeviceState(
             device=device,
@@ -361,7 +382,8 @@ class NodeAgent:
             health=health,
             health_reason=reason,
             health_since=since,
-            leases=tuple(lease for lease in live if lease.hardware_id == device.hardware_id),
+            leases=leases,
+            cordon=_as_it_stands(cordons.get(device.hardware_id), leases),
             measured_gflops=self._measured_gflops(device),
             settings=self._configuration.settings_of(device),
         )
@@ -384,3 +406,10 @@ class NodeAgent:
 
 def _reader(backend: TelemetryAbility, device_id: str) -> Callable[[], Any]:
     return lambda: backend.read(device_id)
+
+
+def _as_it_stands(cordon: Cordon | None, leases: tuple[Lease, ...]) -> Cordon | None:
+    """A drain has come to its end when the last lease has."""
+    if cordon is None or leases or not cordon.draining:
+        return cordon
+    return msgspec.structs.replace(cordon, draining=False)

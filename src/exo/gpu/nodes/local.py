@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from exo.gpu.nodes.watching import NodeEvent
     from exo.gpu.scheduling.job_queue import Turn
     from exo.gpu.telemetry.collector import TelemetryCollector
+    from exo.gpu.vocabulary.health import Cordon
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
     from exo.gpu.vocabulary.lease import Lease, Waiter
     from exo.gpu.vocabulary.process import ProcessList
@@ -96,8 +97,20 @@ class LocalNode:
         return self._agent.forget(device_id)
 
     def snapshot(self, *, leases: bool = True) -> Snapshot:
-        """All devices now: fresh samples, health and, unless unwanted, live leases."""
+        """All devices now: fresh samples, health and, unless unwanted, live leases and cordons."""
         return self._agent.snapshot(leases=leases)
+
+    def cordons(self) -> tuple[Cordon, ...]:
+        """The cordons of this machine that hold now, also those of devices that are not here."""
+        return self._agent.cordon_store.live()
+
+    def put_cordon(self, cordon: Cordon) -> Cordon:
+        """Keep a device out of scheduling; the cordon that holds from now on."""
+        return self._agent.cordon_store.put(cordon)
+
+    def lift_cordon(self, hardware_id: str, *, by_health_only: bool = False) -> Cordon | None:
+        """End a cordon, or only one that health set; the one that was ended, or None."""
+        return self._agent.cordon_store.lift(hardware_id, by_health_only=by_health_only)
 
     def processes(self) -> tuple[ProcessList, ...]:
         """Who works on each device, or why that is not known; bounded by a deadline."""

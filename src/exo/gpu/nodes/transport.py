@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from exo.gpu.vocabulary.decision import Decision
 from exo.gpu.vocabulary.messages import WireValue
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from exo.gpu.discovery import DiscoveryReport
     from exo.gpu.scheduling.job_queue import Turn
+    from exo.gpu.vocabulary.health import Cordon
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
     from exo.gpu.vocabulary.lease import Waiter
     from exo.gpu.vocabulary.process import ProcessList
@@ -34,7 +35,7 @@ class Node(Protocol):
         ...
 
     def snapshot(self, *, leases: bool = True) -> Snapshot:
-        """All devices now: fresh samples, health and, unless unwanted, live leases."""
+        """All devices now: fresh samples, health and, unless unwanted, live leases and cordons."""
         ...
 
     def processes(self) -> tuple[ProcessList, ...]:
@@ -84,4 +85,36 @@ class Node(Protocol):
         self, device_ids: tuple[str, ...], lease_ids: tuple[str, ...] = ()
     ) -> dict[str, str | None]:
         """What pins a process to these devices, under these leases, and hides all others."""
+        ...
+
+
+@runtime_checkable
+class CordonKeeper(Protocol):
+    """A node that keeps devices out of scheduling, for all who share its machine."""
+
+    def cordons(self) -> tuple[Cordon, ...]:
+        """Those that hold now, also of devices that are not here.
+
+        Raises:
+            StoreError: when they cannot be read.
+
+        """
+        ...
+
+    def put_cordon(self, cordon: Cordon) -> Cordon:
+        """Keep a device out of scheduling; the cordon that holds from now on.
+
+        Raises:
+            StoreError: when it cannot be kept.
+
+        """
+        ...
+
+    def lift_cordon(self, hardware_id: str, *, by_health_only: bool = False) -> Cordon | None:
+        """End a cordon, or only one that health set; the one that was ended, or None.
+
+        Raises:
+            StoreError: when cordons cannot be read or written.
+
+        """
         ...

@@ -88,6 +88,7 @@ def _fields(
         "sample_age_seconds": state.sample_age_seconds,
         "sample_failure": failures.get(device.device_id),
         "leases": [lease.to_dict() for lease in state.leases],
+        "cordon": None if state.cordon is None else state.cordon.to_dict(),
         "support": support.get(device.backend),
     }
 

@@ -142,6 +142,7 @@ def _packages() -> dict[str, str]:
 def _examine(node: LocalNode, report: DiscoveryReport) -> dict[str, Any]:
     from exo.gpu import __version__
 
+    cordons = _cordons(node)
     return {
         "exo_gpu": __version__,
         "python": sys.version.split()[0],
@@ -153,7 +154,8 @@ def _examine(node: LocalNode, report: DiscoveryReport) -> dict[str, Any]:
             if device.device_class.value == "software"
         ],
         "missing": [missing.to_dict() for missing in report.missing],
-        "lease_store": _lease_store(node),
+        "lease_store": _lease_store(node, cordons["problem"]),
+        "cordons": cordons,
         "registry": _registry(node),
         "extras": _extras(),
         **_variables(node, report),
@@ -176,7 +178,17 @@ def _backends(report: DiscoveryReport) -> list[dict[str, Any]]:
     ]
 
 
-def _lease_store(node: LocalNode) -> dict[str, Any]:
+def _cordons(node: LocalNode) -> dict[str, Any]:
+    """What keeps devices out of scheduling, or why that cannot be told."""
+    from exo.gpu.vocabulary.errors import StoreError
+
+    try:
+        return {"in_force": node.cordons(), "problem": None}
+    except StoreError as error:
+        return {"in_force": (), "problem": str(error)}
+
+
+def _lease_store(node: LocalNode, cordon_problem: str | None) -> dict[str, Any]:
     from exo.gpu.vocabulary.errors import StoreError
 
     place = node.store_place
@@ -184,7 +196,7 @@ def _lease_store(node: LocalNode) -> dict[str, Any]:
     try:
         node.snapshot()
     except StoreError as error:
-        problem = str(error)
+        problem = None if str(error) == cordon_problem else str(error)
     return {
         "path": str(place.path),
         "shared_by": place.shared_by,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from exo.gpu.cli.context import print_json
+from exo.gpu.cli.main import complain
 
 if TYPE_CHECKING:
     from exo.gpu.coordination.probes import Probes
@@ -40,7 +41,8 @@ _WAYS = {True: "the host", False: "direct", None: "not told"}
 @click.option(
     "--force",
     is_flag=True,
-    help="Also devices that are busy, asleep or shared; not one that somebody leased as a whole.",
+    help="Also devices that are busy, asleep, shared or cordoned; not one that somebody leased as "
+    "a whole.",
 )
 @click.option(
     "--pairs",
@@ -67,9 +69,12 @@ def command(devices: tuple[str, ...], force: bool, pairs: bool, as_json: bool) -
     if as_json:
         refused = [{"device_id": name, "reason": why} for name, why in probes.refusals.items()]
         answer = {"probes": [one.to_dict() for one in probes.results], "refused": refused}
+        answer["lifted"] = [cordon.to_dict() for cordon in probes.lifted]
         print_json(answer | ({"pairs": [one.to_dict() for one in between]} if pairs else {}))
     else:
         click.echo("\n".join((_table(probes), *(_pairs_table(between) if pairs else ()))))
+    for cordon in probes.lifted:
+        complain(f"{cordon.device_id} is back in scheduling; health had cordoned it: {cordon.why}")
     wanting = probes.refusals and (devices or not probes.results)
     return NOT_NOW if wanting else SUCCESS
 
