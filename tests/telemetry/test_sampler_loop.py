@@ -137,7 +137,7 @@ def test_a_hanging_call_costs_one_thread_and_one_device(sink: Sink, hang: thread
             hang.wait()
         return GPUMetrics("slow:0", float(len(calls)))
 
-    with TelemetrySampler(sink, deadline_seconds=0.05, **FAST) as sampler:
+    with TelemetrySampler(sink, deadline_seconds=1, **FAST) as sampler:
         sampler.watch("slow:0", read)
         sampler.watch("cpu:0", steady("cpu:0"))
         sink.wait(lambda: any(one.hanging for one in sink.of("slow:0")))
@@ -148,7 +148,7 @@ def test_a_hanging_call_costs_one_thread_and_one_device(sink: Sink, hang: thread
         assert names.count("exo-gpu-read-slow:0") == 1
         first, hung = sink.of("slow:0")
         assert first.sample is not None
-        assert (hung.sample, hung.failure) == (None, "no answer within 0.05 s")
+        assert (hung.sample, hung.failure) == (None, "no answer within 1 s")
         hang.set()
         (back,) = sink.wait_for("slow:0", 1)[:1]
         assert back.sample is not None
@@ -165,7 +165,7 @@ def test_watching_a_hanging_device_anew_starts_no_second_thread(
         hang.wait()
         return GPUMetrics("slow:0", 1.0)
 
-    with TelemetrySampler(sink, deadline_seconds=0.05, **FAST) as sampler:
+    with TelemetrySampler(sink, deadline_seconds=1, **FAST) as sampler:
         sampler.watch("slow:0", read)
         for _ in range(3):
             sink.wait_for("slow:0", 1)
@@ -191,7 +191,7 @@ def test_a_forgotten_device_gives_its_thread_back(sink: Sink, hang: threading.Ev
             "exo-gpu-read-idle:0",
         }
 
-    with TelemetrySampler(sink, deadline_seconds=0.05, **FAST) as sampler:
+    with TelemetrySampler(sink, deadline_seconds=1, **FAST) as sampler:
         sampler.watch("slow:0", read)
         sampler.watch("idle:0", steady("idle:0"))
         sampler.watch("cpu:0", steady("cpu:0"))
@@ -214,7 +214,7 @@ def test_stopping_ends_all_but_what_hangs(sink: Sink, hang: threading.Event) -> 
         hang.wait()
         return GPUMetrics("slow:0", 1.0)
 
-    sampler = TelemetrySampler(sink, deadline_seconds=0.05, **FAST)
+    sampler = TelemetrySampler(sink, deadline_seconds=1, **FAST)
     sampler.watch("slow:0", read)
     sampler.watch("cpu:0", steady("cpu:0"))
     sampler.start()
@@ -421,7 +421,7 @@ PROGRAM = textwrap.dedent(
     def hang(dear):
         threading.Event().wait()
 
-    sampler = TelemetrySampler(tell, cadence_seconds=0.01, deadline_seconds=0.05)
+    sampler = TelemetrySampler(tell, cadence_seconds=0.01, deadline_seconds=1)
     sampler.watch("slow:0", hang)
     sampler.watch("cpu:0", lambda dear: GPUMetrics("cpu:0", 1.0))
     sampler.start()
@@ -442,7 +442,7 @@ def test_a_call_that_hangs_for_ever_does_not_keep_the_program_from_exiting(endin
         timeout=60,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "slow:0")
-    assert done.stderr == "slow:0 cannot be read: no answer within 0.05 s\n"
+    assert done.stderr == "slow:0 cannot be read: no answer within 1 s\n"
 
 
 def test_a_wedged_driver_library_does_not_keep_the_program_from_exiting(
@@ -470,7 +470,7 @@ def test_a_wedged_driver_library_does_not_keep_the_program_from_exiting(
             elif hung.is_set() and observation.sample is not None:
                 after.set()
 
-        sampler = TelemetrySampler(tell, cadence_seconds=0.01, deadline_seconds=0.2)
+        sampler = TelemetrySampler(tell, cadence_seconds=0.01, deadline_seconds=1)
         for name in ("cuda:0", "cuda:1"):
             sampler.watch(name, DeviceReader(backend, name))
         sampler.start()
