@@ -140,7 +140,8 @@ def test_a_drain_whose_cordon_is_lifted_says_so(exo_gpu, command_line):
 
 def test_a_damaged_store_is_named_and_hides_no_device(exo_gpu, state_folder):
     """Rule: devices and doctor still list; what would decide says which file and what to do."""
-    (state_folder / "cordons.sqlite").write_bytes(b"garbage" * 1000)
+    (state_folder / "cordons").mkdir()
+    (state_folder / "cordons" / "cordons.sqlite").write_bytes(b"garbage" * 1000)
     listed = exo_gpu("devices")
     assert listed.returncode == 0
     assert "cuda:0" in listed.stdout

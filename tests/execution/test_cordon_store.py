@@ -57,7 +57,7 @@ def test_a_cordon_is_seen_by_all_until_it_is_lifted(store):
     """Rule: another opening of the store has it, and lifting is harmless twice."""
     kept = store.put(cordon())
     assert kept == cordon()
-    assert store_at(store.path.parent).live() == (kept,)
+    assert store_at(store.path.parent.parent).live() == (kept,)
     assert store.lift("GPU-1") is None
     assert store.lift("GPU-0") == kept
     assert store.lift("GPU-0") is None
@@ -156,7 +156,7 @@ def test_a_process_that_is_killed_in_the_middle_of_writing_damages_nothing(tmp_p
 @pytest.mark.parametrize("content", [b"garbage" * 1000, b"SQLite format 3\0" + b"x" * 5000])
 def test_a_file_that_is_no_database_is_named_with_the_way_out(store, content):
     """Rule: a damaged file is an error that says which file, and what to do."""
-    store.path.parent.mkdir()
+    store.path.parent.mkdir(parents=True)
     store.path.write_bytes(content)
     for call in (store.live, lambda: store.put(cordon()), lambda: store.lift("GPU-0")):
         with pytest.raises(StoreError, match=rf"{FILE_NAME}.*removing the file") as caught:
@@ -229,7 +229,7 @@ def test_another_user_reads_and_writes_as_the_folder_allows(writable):
             store.path.chmod(0o644)
             store.path.parent.chmod(0o755)
         preload = "import sys\nsys.path.insert(0, sys.argv[2])\nimport test_cordon_store as here\n"
-        command = [sys.executable, "-c", preload + NOBODY, store.path.parent, Path(__file__).parent]
+        command = [sys.executable, "-c", preload + NOBODY, folder / "store", Path(__file__).parent]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         lines = done.stdout.splitlines()
         assert lines[0] == "GPU-0", done.stderr

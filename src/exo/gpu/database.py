@@ -111,24 +111,6 @@ def open_to_read(path: Path) -> Connection:
 
 
 @contextmanager
-def reading(connection: Connection) -> Generator[Connection]:
-    """One transaction that only reads, and sees the file as it was at its first statement.
-
-    Raises:
-        StoreError: when the file is locked for too long, or is damaged.
-
-    """
-    try:
-        connection.execute("BEGIN")
-        yield connection
-    except sqlite3.Error as error:
-        raise StoreError(f"it cannot be read: {error}") from error
-    finally:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-
-
-@contextmanager
 def immediate(connection: Connection) -> Generator[Connection]:
     """One transaction that holds the write lock from its first statement on.
 

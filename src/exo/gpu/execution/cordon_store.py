@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from exo.gpu.database import Connection
 
-FILE_NAME = "cordons.sqlite"
+FOLDER, FILE_NAME = "cordons", "cordons.sqlite"
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS cordons "
     "(hardware_id TEXT PRIMARY KEY, boot TEXT NOT NULL, record TEXT NOT NULL)"
@@ -48,7 +48,7 @@ class CordonStore:
     @property
     def path(self) -> Path:
         """The file, which the first cordon makes."""
-        return self._place.path / FILE_NAME
+        return self._place.path / FOLDER / FILE_NAME
 
     def live(self) -> tuple[Cordon, ...]:
         """The cordons that hold now, by hardware id; where nobody ever set one, nothing is made.
@@ -74,7 +74,7 @@ class CordonStore:
             StoreError: naming the file, when it cannot be written.
 
         """
-        prepare(self._place)
+        prepare(self._place, FOLDER, _furnish)
         with self._open() as connection, immediate(connection):
             found = self._found(connection, cordon.hardware_id)
             if found is not None and cordon.by_health and not found.by_health:
@@ -138,3 +138,7 @@ class CordonStore:
             text = str(error)
             where = "" if str(self.path) in text else f"{self.path}: "
             raise StoreError(f"cordons cannot be used: {where}{text}; {_REMOVE}") from error
+
+
+def _furnish(folder: Path) -> None:
+    open_shared(folder / FILE_NAME, SCHEMA).close()

@@ -14,7 +14,7 @@ from exo.gpu.execution.bells import BellFolder
 from exo.gpu.execution.held import HeldLease, HeldPlace
 from exo.gpu.execution.ledger_book import SCHEMA, Book, Caches
 from exo.gpu.execution.lock_files import LockFolder
-from exo.gpu.execution.state_directory import StorePlace, prepare
+from exo.gpu.execution.state_directory import StorePlace, boot_id, prepare
 from exo.gpu.execution.turnstile import DEADLINE_SECONDS, Turnstile
 from exo.gpu.vocabulary.errors import StoreError
 
@@ -94,7 +94,7 @@ class LeaseStore:
         self._open()
 
     def _open(self) -> None:
-        home = prepare(self.place, _furnish)
+        home = prepare(self.place, f"boot-{boot_id()}", _furnish)
         try:
             self._pid = os.getpid()
             self._turnstile = Turnstile(home / "turn", deadline_seconds=self._deadline_seconds)

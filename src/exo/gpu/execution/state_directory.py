@@ -40,8 +40,8 @@ def choose_place(environ: Mapping[str, str]) -> StorePlace:
     return StorePlace(Path("/tmp/exo-gpu"), "all users of this machine", reason)  # noqa: S108
 
 
-def prepare(place: StorePlace, furnish: Callable[[Path], None]) -> Path:
-    """The directory of this boot, made where it is missing and filled by ``furnish``.
+def prepare(place: StorePlace, name: str, furnish: Callable[[Path], None]) -> Path:
+    """The directory of this name there, made where it is missing and filled by ``furnish``.
 
     It appears whole or not at all. Whoever makes it owns all that is in it from the start: in a
     sticky directory Linux refuses to open other people's files for creation
@@ -59,12 +59,12 @@ def prepare(place: StorePlace, furnish: Callable[[Path], None]) -> Path:
             # Everybody's, and nobody removes another's files: as /tmp itself.
             place.path.chmod(0o1777)
         _refuse_network(place.path)
-        home = place.path / f"boot-{boot_id()}"
+        home = place.path / name
         if not home.is_dir():
             _make(home, furnish)
     except OSError as error:
         advice = "set EXO_GPU_STATE to a local directory that you may write"
-        raise StoreError(f"no lease store at {place.path}: {error}; {advice}") from error
+        raise StoreError(f"nothing can be kept at {place.path}: {error}; {advice}") from error
     return home
 
 
