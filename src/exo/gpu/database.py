@@ -62,7 +62,7 @@ def reading(connection: Connection) -> Generator[Connection]:
         connection.execute("BEGIN")
         yield connection
     except sqlite3.Error as error:
-        raise StoreError(f"it cannot be read: {error}") from error
+        raise StoreError(f"the store cannot be read: {error}") from error
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
@@ -87,4 +87,4 @@ def immediate(connection: Connection) -> Generator[Connection]:
                 connection.execute("ROLLBACK")
             raise
     except sqlite3.Error as error:
-        raise StoreError(f"it gave no transaction: {error}") from error
+        raise StoreError(f"the store gave no transaction: {error}") from error
