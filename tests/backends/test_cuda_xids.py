@@ -101,15 +101,12 @@ def test_a_replaced_memory_row_counts_by_its_flags(
     assert words in fault.what
 
 
-def test_a_lost_gpu_is_judged_by_the_catalogue(nvml: FakeNvml) -> None:
-    """Rule: a GPU that answers nothing any more still has its fault told."""
-    nvml.write(H100 | {"xid": "none"})
-    watch = opened(nvml).watch_faults()
-    nvml.change("0.lost_after", 0)
-    nvml.change("0.xid", "first:79")
-    (fault,) = (next(iter(watch.faults(timeout_seconds=30))),)
-    watch.close()
-    assert fault.action is RESTART
+@pytest.mark.parametrize("refusal", ["!13", "!15", "!1"])
+def test_a_gpu_that_does_not_answer_is_judged_by_the_catalogue(
+    nvml: FakeNvml, refusal: str
+) -> None:
+    """Rule: an old driver, a lost GPU and a driver that went away still have their fault told."""
+    assert first_fault(nvml, 62, fields=refusal).action is RESET
 
 
 def test_a_fault_of_a_gpu_is_one_of_each_of_its_instances(nvml: FakeNvml) -> None:

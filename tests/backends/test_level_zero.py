@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -267,15 +268,15 @@ def test_a_card_that_does_not_say_what_it_is_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
 ) -> None:
     """Rule: a card whose identity cannot be read is missing with the reason, as one or the only."""
-    read_text = Path.read_text
+    open_file = os.open
 
-    def refuse(path: Path, **options: str) -> str:
-        if path == tmp_path / "card7/device/uevent":
+    def refuse(path: str, *flags: int, **options: int) -> int:
+        if path == str(tmp_path / "card7/device/uevent"):
             raise OSError(errno.EIO, "Input/output error")
-        return read_text(path, **options)
+        return open_file(path, *flags, **options)
 
     card(tmp_path, 7, ARC)
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     if alone:
         with pytest.raises(BackendUnavailable, match="card7 is not known: Input/output error"):
             opened(tmp_path)

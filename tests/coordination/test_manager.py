@@ -346,7 +346,7 @@ class TestLifecycle:
         assert public == {
             "register_device", "unregister_device", "get_device", "list_devices",
             "get_capabilities", "get_aggregated_metrics", "snapshot", "select_best_device",
-            "distribute_workload", "record_metrics", "record_heartbeat", "shutdown",
+            "distribute_workload", "record_metrics", "record_heartbeat", "lease", "shutdown",
         }  # fmt: skip
 
     async def test_async_with_shuts_down_also_after_an_error(self):

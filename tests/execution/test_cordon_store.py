@@ -164,6 +164,25 @@ def test_a_file_that_is_no_database_is_named_with_the_way_out(store, content):
         assert str(caught.value).count(FILE_NAME) == 1
 
 
+def test_a_page_that_is_damaged_is_named(store):
+    """Rule: a file that opens well and breaks while it is read is no exception out of SQLite."""
+    for number in range(100):
+        store.put(cordon(f"GPU-{number}"))
+    content = bytearray(store.path.read_bytes())
+    content[8192:] = b"x" * len(content[8192:])
+    store.path.write_bytes(content)
+    with pytest.raises(StoreError, match=rf"{FILE_NAME}.*cannot be read.*removing the file"):
+        store.live()
+
+
+def test_a_place_that_cannot_be_looked_at_is_named(tmp_path):
+    """Rule: what the system refuses is an error of the store, for looking and for writing."""
+    store = store_at(tmp_path / ("x" * 300))
+    for call in (store.live, lambda: store.put(cordon())):
+        with pytest.raises(StoreError, match="xxx"):
+            call()
+
+
 def test_a_record_that_is_no_cordon_is_named(store):
     """Rule: what somebody wrote there by hand is not taken on trust."""
     store.put(cordon())

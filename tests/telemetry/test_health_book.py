@@ -205,6 +205,14 @@ def test_faults_stand_until_they_are_cleared(bench):
     assert bench.book.clear_faults("cuda:9") == []
 
 
+def test_of_many_faults_the_newest_are_kept(bench):
+    """Rule: a GPU that fails in ever new ways fills no memory."""
+    for code in range(40):
+        bench.fault(FaultAction.CHECK, code)
+    kept = [fault.code for fault in bench.book.verdict(NAME).faults]
+    assert kept == list(range(40 - MAX_FAULTS, 40))
+
+
 def test_the_same_fault_again_is_no_news(bench):
     """Rule: a GPU that repeats its fault is told of once."""
     bench.sample()

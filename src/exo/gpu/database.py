@@ -147,7 +147,8 @@ def reading(connection: Connection) -> Generator[Connection]:
         try:
             yield connection
         finally:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
     except sqlite3.Error as error:
         raise _refusal(f"{_name(connection)} cannot be read", error) from error
 

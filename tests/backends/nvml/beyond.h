@@ -48,8 +48,10 @@ int nvmlDeviceGetFieldValues(Device *device, int count, FieldValue *values) {
     static const struct { unsigned id; const char *name; } known[] = {
         {82, "temperature.memory"}, {185, "power.average"}, {186, "power.instant"},
         {230, "recovery"}};
+    const char *refusal = value_of(device->key, "fields");
     int code = ready();
     if (code) return code;
+    if (refusal && refusal[0] == '!') return atoi(refusal + 1);
     for (int i = 0; i < count; i++) {
         const char *name = "unknown";
         for (unsigned j = 0; j < sizeof known / sizeof *known; j++)

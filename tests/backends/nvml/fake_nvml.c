@@ -9,8 +9,9 @@
  * pcie.generation, pcie.width, ecc.{volatile,aggregate}.{corrected,uncorrected}, processes and
  * graphics ("pid:bytes,pid:-"), mig (1: on), units, numa, ancestor.N, p2p.N, nvlink.N ("switch" or
  * a PCI address), handle (only for an error), lost_after (calls until the GPU is lost), latency
- * (ms a call), threshold.N (C), recovery, remapping.{pending,failed}, xid ("serial:code", an event
- * once per serial), block (a FIFO: every call waits for its end). Without a device: init, count, driver, events.
+ * (ms a call), threshold.N (C), recovery, remapping.{pending,failed}, fields (only for an error),
+ * xid ("serial:code", an event once per serial), block (a FIFO: every call waits for its end).
+ * Without a device: init, count, driver, events.
  *
  * As the driver does, it counts initialisations, lets handles die at the last shutdown, and is
  * uninitialised in a forked child. Built with -DHALF it lacks the newer half of its functions.

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from exo.gpu.backends import nvml_library
 from exo.gpu.vocabulary.errors import BackendError
 from exo.gpu.vocabulary.health import DeviceFault, FaultAction
 
@@ -120,6 +121,10 @@ def judge(nvml: Any, handle: Any, xid: int) -> tuple[str, FaultAction]:
 
     The driver's own recovery action is better evidence than a list of codes: where the driver
     tells it, it decides. A replaced memory row asks for a reset only where replacing failed.
+
+    Raises:
+        pynvml.NVMLError: for what concerns the whole GPU or library.
+
     """
     what, action = CATALOGUE.get(xid, UNLISTED)
     if xid == ROW_REMAPPING:
@@ -137,10 +142,17 @@ def judge(nvml: Any, handle: Any, xid: int) -> tuple[str, FaultAction]:
 
 
 def recovery_action(nvml: Any, handle: Any) -> FaultAction | None:
-    """What the driver itself says the GPU needs; None where it does not tell."""
+    """What the driver itself says the GPU needs; None where it does not tell.
+
+    Raises:
+        pynvml.NVMLError: for what concerns the whole GPU or library.
+
+    """
     try:
         answer = nvml.nvmlDeviceGetFieldValues(handle, [(_RECOVERY_ACTION, 0)])[0]
     except nvml.NVMLError as error:
+        if error.value in nvml_library.WHOLE:
+            raise
         logger.debug("no recovery action: %s", error)
         return None
     if answer.nvmlReturn:

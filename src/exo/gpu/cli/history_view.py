@@ -44,6 +44,9 @@ METRICS = {
     "uncorrected-errors": Metric("uncorrected_errors", ""),
     "pcie-generation": Metric("pcie_generation", ""),
     "pcie-width": Metric("pcie_width", "lanes"),
+    "encoder": Metric("encoder_percent", "%"),
+    "decoder": Metric("decoder_percent", "%"),
+    "performance-state": Metric("performance_state", ""),
 }
 """Word -> reading, in the order of the table."""
 

@@ -45,6 +45,9 @@ STEPS: dict[str, int] = {
     "uncorrected_errors": 1,
     "pcie_generation": 1,
     "pcie_width": 1,
+    "encoder_percent": 10,
+    "decoder_percent": 10,
+    "performance_state": 1,
 }
 """How many quanta a unit of each reading has: what a block keeps is exact to half a quantum.
 

@@ -11,8 +11,8 @@ class WireValue(msgspec.Struct, frozen=True):
     """A value that travels: an unknown field is skipped, every known one is checked."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return msgspec.to_builtins(self)
+        """Plain values, as they come back from JSON: a tuple is a list."""
+        return msgspec.json.decode(msgspec.json.encode(self))
 
     def to_json(self) -> str:
         """One JSON object."""
