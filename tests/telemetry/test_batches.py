@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from exo.gpu.telemetry.batches import REFUSALS_TOLD
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.vocabulary.errors import InvalidValue, UnknownName
-from exo.gpu.vocabulary.metrics import BOUNDS, SERIES
+from exo.gpu.vocabulary.metrics import BOUNDS, SERIES, GPUMetrics
 from tests.telemetry.collector_model import possible
 
 NUMBERS = st.one_of(
@@ -146,6 +147,35 @@ def test_an_empty_batch_changes_nothing(collector):
     before = collector.version
     assert collector.record_batch([], [], {"power_watts": []}).sample_count == 0
     assert collector.version == before
+
+
+def test_threads_may_send_and_ask_at_once():
+    """Rule: batches, single samples and questions from several threads lose nothing."""
+    collector = TelemetryCollector(max_history=1000)
+
+    def send(number):
+        for step in range(100):
+            ids = [f"rig{number}/a:{one}" for one in range(3)]
+            collector.record_batch(ids, [float(step)] * 3, {"power_watts": [1.0] * 3})
+            collector.observe(GPUMetrics("shared:0", float(step), power_watts=2.0))
+            assert collector.aggregate().total_power_watts >= 5.0
+            collector.statistics(ids[0], "power_watts")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(send, range(4)))
+    assert len(collector.get_metrics_history("shared:0")) == 400
+    assert all(len(collector.get_metrics_history(f"rig{n}/a:2")) == 100 for n in range(4))
+    assert collector.aggregate().total_power_watts == 14.0
+
+
+def test_a_device_that_goes_for_another_is_a_change():
+    """Rule: the version rises when asking for rows pushes a device out."""
+    collector = TelemetryCollector(max_devices=1)
+    collector.observe(GPUMetrics("a:0", 1.0))
+    before = collector.version
+    collector.rows(["b:0"])
+    assert collector.get_metrics("a:0") is None
+    assert collector.version > before
 
 
 class TestRows:

@@ -253,6 +253,7 @@ class Intake:
             return columns.current(devices)
         rows, gone = columns.place(devices)
         self._drop(gone)
+        self._version += len(gone)
         return rows
 
     def _columns(self) -> Columns:
