@@ -58,6 +58,8 @@ _FORMAT = 1
 _HEAD = struct.Struct("<IqH")  # rows, first time in milliseconds, bytes of the mask of columns
 _WIDTHS = (0, 1, 2, 4, 8)  # bytes of a change; 0: the value never changes
 _FLOAT, _PARTIAL = 0x08, 0x10  # beside the index of a width in the code of a column
+_WIDTH_OF_CODE = bytes(code & ~_PARTIAL for code in range(256))
+_LARGEST_WHOLE = 2**63 - 1
 _LARGEST_STEPS = 2.0**51  # whole quanta below it are exact in float64, their changes in int64
 
 
@@ -136,28 +138,27 @@ def _unpack(layout: Layout, body: bytes, wanted: Sequence[int] | None) -> tuple[
 
     rows, first, mask_bytes = _HEAD.unpack_from(body)
     place = _HEAD.size + mask_bytes
-    mask = np.frombuffer(body, np.uint8, mask_bytes, _HEAD.size)
-    columns: list[int] = np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist()
-    codes = body[place : place + len(columns) + 1]
+    mask = int.from_bytes(body[_HEAD.size : place], "little")
+    codes = body[place : place + mask.bit_count() + 1]
     place += len(codes)
-    bases = np.frombuffer(body, np.int64, len(columns), place)
-    place += bases.nbytes
-    offsets, place = _offsets(codes, rows, place)
+    bases = np.frombuffer(body, np.int64, mask.bit_count(), place)
+    widths = codes.translate(_WIDTH_OF_CODE)
+    begins, place = _begins(widths, rows, place + bases.nbytes)
     if len(body) < place:
         raise ValueError(f"{len(body)} bytes where there must be {place}")
-    times = _changes(body, offsets[0], codes[0], rows).cumsum().cumsum() + first
-    exceptions = _exception_offsets(codes, rows, place)
+    times = _changes(body, begins, widths, 0, rows).cumsum().cumsum() + first
+    exceptions = _exception_offsets(codes, rows, place) if max(codes) >= _FLOAT else {}
     targets = range(len(layout.names)) if wanted is None else wanted
     values = np.full((rows, len(targets)), np.nan)
     for target, column in enumerate(targets):
-        if column not in columns:
+        if not mask >> column & 1:
             continue
-        index = columns.index(column) + 1
+        index = (mask & ((1 << column) - 1)).bit_count() + 1
         bits, words = exceptions.get(index, (0, 0))
         if codes[index] & _FLOAT:
             series = _running_xor(body, words, rows)
         else:
-            whole = _changes(body, offsets[index], codes[index], rows).cumsum()
+            whole = _changes(body, begins, widths, index, rows).cumsum()
             series = (whole + bases[index - 1]) / layout.steps[column]
         if codes[index] & _PARTIAL:
             present = np.frombuffer(body, np.uint8, -(-rows // 8), bits)
@@ -256,17 +257,13 @@ def _exceptions(values: Numbers, codes: Any, columns: NDArray[np.intp]) -> list[
     return parts
 
 
-def _offsets(codes: bytes, rows: int, place: int) -> tuple[list[int], int]:
-    """Where the changes of each column begin, and where the exceptions do."""
-    by_width: list[list[int]] = [[] for _ in range(_FLOAT + 1)]
-    for index, code in enumerate(codes):
-        by_width[code & ~_PARTIAL].append(index)
-    offsets = [0] * len(codes)
-    for code, width in enumerate(_WIDTHS):
-        for index in by_width[code] if width else ():
-            offsets[index] = place
-            place += width * rows
-    return offsets, place
+def _begins(widths: bytes, rows: int, place: int) -> tuple[list[int], int]:
+    """Where the columns of each width begin, and where the exceptions do."""
+    begins: list[int] = []
+    for index, width in enumerate(_WIDTHS):
+        begins.append(place)
+        place += width * rows * widths.count(index)
+    return begins, place
 
 
 def _exception_offsets(codes: bytes, rows: int, place: int) -> dict[int, tuple[int, int]]:
@@ -280,16 +277,20 @@ def _exception_offsets(codes: bytes, rows: int, place: int) -> dict[int, tuple[i
     return offsets
 
 
-def _changes(body: bytes, place: int, code: int, rows: int) -> Whole:
+def _changes(body: bytes, begins: list[int], widths: bytes, index: int, rows: int) -> Whole:
+    """What changed from row to row in a column; columns of one width stand one after the other."""
     import numpy as np
 
-    width = _WIDTHS[code & ~_PARTIAL]
+    code = widths[index]
+    width = _WIDTHS[code]
     if not width:
         return np.zeros(rows, dtype=np.int64)
-    split = np.frombuffer(body, np.uint8, width * rows, place).reshape(width, rows)
-    narrow = np.ascontiguousarray(split.T).view(f"<u{width}").reshape(rows)
-    folded = narrow.astype(np.uint64)
-    return (folded >> np.uint64(1)).view(np.int64) ^ -(folded & np.uint64(1)).view(np.int64)
+    place = begins[code] + widths.count(code, 0, index) * width * rows
+    folded = np.frombuffer(body, np.uint8, width * rows, place)
+    if width > 1:
+        folded = np.ascontiguousarray(folded.reshape(width, rows).T).view(f"<u{width}")[:, 0]
+    wide = folded.astype(np.int64)
+    return (wide >> 1 & _LARGEST_WHOLE) ^ -(wide & 1)
 
 
 def _running_xor(body: bytes, place: int, rows: int) -> Numbers:

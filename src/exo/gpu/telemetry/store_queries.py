@@ -18,7 +18,7 @@ from exo.gpu.telemetry.rollups import (
     unflatten,
     unpack_minute,
 )
-from exo.gpu.telemetry.store_rows import Rows, read_block, read_pending
+from exo.gpu.telemetry.store_rows import Rows, read_block, read_open
 from exo.gpu.telemetry.store_schema import key_of, period_of
 from exo.gpu.telemetry.store_series import KnownDevice
 from exo.gpu.vocabulary.errors import NoSuchDevice, StoreDamaged
@@ -49,14 +49,18 @@ _ROWS = (
 
 def read_devices(connection: Connection) -> dict[int, KnownDevice]:
     """The devices by number; samples of minutes that are not over count for when they were seen."""
+    import numpy as np
+
     found = _kept_devices(connection)
-    for _, rows in read_pending(connection):
-        starts = run_starts(rows.devices)
-        ends = [*starts[1:].tolist(), len(rows)]
-        for begin, end in zip(starts.tolist(), ends, strict=True):
-            number = int(rows.devices[begin])
-            if number in found:
-                found[number] = _seen(found[number], rows.milliseconds[begin:end])
+    rows = read_open(connection)
+    if rows is None:
+        return found
+    rows = rows.take(np.argsort(rows.devices, kind="stable"))
+    starts = run_starts(rows.devices)
+    ends = np.append(starts[1:], len(rows))
+    for number, begin, end in zip(rows.devices[starts].tolist(), starts, ends, strict=True):
+        if number in found:
+            found[number] = _seen(found[number], rows.milliseconds[begin:end])
     return found
 
 
@@ -77,15 +81,10 @@ def _kept_devices(connection: Connection) -> dict[int, KnownDevice]:
     }
 
 
-def _seen_pending(connection: Connection, number: int, device: KnownDevice) -> KnownDevice:
-    """The device, with its samples of minutes that are not over."""
-    for _, rows in read_pending(connection, number):
-        device = _seen(device, rows.milliseconds) if len(rows) else device
-    return device
-
-
 def _seen(device: KnownDevice, milliseconds: Whole) -> KnownDevice:
     """The device, seen at these times too, which are sorted."""
+    if not len(milliseconds):
+        return device
     first, last = float(milliseconds[0]) / 1000, float(milliseconds[-1]) / 1000
     known_first, known_last = device.first_seen, device.last_seen
     return msgspec.structs.replace(
@@ -105,7 +104,10 @@ def find_device(connection: Connection, name: str) -> tuple[int, KnownDevice]:
     devices = _kept_devices(connection)
     for field in ("device_id", "hardware_id"):
         called = [pair for pair in devices.items() if getattr(pair[1], field) == name]
-        seen = [(number, _seen_pending(connection, number, known)) for number, known in called]
+        seen: list[tuple[int, KnownDevice]] = []
+        for number, known in called:
+            rows = read_open(connection, number)
+            seen.append((number, known if rows is None else _seen(known, rows.milliseconds)))
         if seen:
             return max(seen, key=lambda pair: (pair[1].last_seen or 0, pair[0]))
     names = sorted({device.device_id for device in devices.values()})
@@ -117,13 +119,17 @@ def find_device(connection: Connection, name: str) -> tuple[int, KnownDevice]:
 def read_raw(
     connection: Connection, device: int, first_minute: int, last_minute: int
 ) -> list[Rows]:
-    """The samples of a device in a range of minutes, both included, as far as they are kept."""
+    """The samples of a device in a range of minutes, both included, as far as they are kept.
+
+    Those of minutes that are not over are among them, whatever the range.
+    """
     found = [
         rows
         for key, data in _read_rows(connection, "blocks", device, first_minute, last_minute)
         if (rows := read_block(key, data)) is not None
     ]
-    return found + _read_open(connection, device, first_minute, last_minute)
+    rows = read_open(connection, device)
+    return found if rows is None else [*found, rows]
 
 
 def read_rollups(
@@ -152,12 +158,15 @@ def read_rollups(
             continue
         minutes.append(milliseconds // 60_000)
         rolled.append(unflatten(rows))
-    for key, data in _read_rows(connection, "minutes", device, first_minute, last_minute):
-        minutes.append(np.array([period_of(key)]))
-        rolled.append(unpack_minute(data)[None, places])
-    for rows in _read_open(connection, device, first_minute, last_minute):
-        minutes.append(rows.minutes[:1])
-        rolled.append(summarize(rows.values[:, places], [0]))
+    unpacked = _read_rows(connection, "minutes", device, first_minute, last_minute)
+    if unpacked:
+        minutes.append(np.array([period_of(key) for key, _ in unpacked]))
+        rolled.append(np.stack([unpack_minute(data)[places] for _, data in unpacked]))
+    rows = read_open(connection, device)
+    if rows is not None:
+        starts = run_starts(rows.minutes)
+        minutes.append(rows.minutes[starts])
+        rolled.append(summarize(rows.values[:, places], starts))
     all_minutes, all_rolled = np.concatenate(minutes), np.concatenate(rolled)
     inside = (all_minutes >= first_minute) & (all_minutes <= last_minute)
     return merge_minutes(all_minutes[inside], all_rolled[inside])
@@ -168,15 +177,6 @@ def oldest_period(connection: Connection, table: str) -> int | None:
     query = f"SELECT min(key) FROM {table}"  # noqa: S608 - our own names
     key = connection.execute(query).fetchone()[0]
     return None if key is None else period_of(key)
-
-
-def _read_open(connection: Connection, device: int, first: int, last: int) -> list[Rows]:
-    """The samples of a device in minutes that are not over, each part of one minute."""
-    return [
-        rows
-        for minute, rows in read_pending(connection, device)
-        if first <= minute <= last and len(rows)
-    ]
 
 
 def _read_rows(

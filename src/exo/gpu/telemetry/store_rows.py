@@ -6,6 +6,7 @@ minute is over, its samples become a block for each device, and its rollups, in 
 
 from __future__ import annotations
 
+import functools
 import logging
 import operator
 from typing import TYPE_CHECKING
@@ -45,6 +46,8 @@ _LAST_SECOND = 253_402_300_799.0
 _PENDING = Layout((*SAMPLES.names, "device"), (*SAMPLES.steps, 1))
 # One device's reader unpacks what may hold it only; more rows in one pack better.
 _PENDING_ROWS = 4096
+# A part of a machine with some dozens of devices; what is larger is not kept in memory.
+_SMALL_BYTES = 8192
 
 _row_of = operator.attrgetter("timestamp", *SAMPLES.names)
 
@@ -122,8 +125,19 @@ def write_pending(connection: Connection, minute: int, rows: Rows) -> None:
     )
 
 
-def read_pending(connection: Connection, device: int | None = None) -> list[tuple[int, Rows]]:
-    """The samples of open minutes, each part with its minute; of one device or of all.
+def read_pending(connection: Connection) -> list[tuple[int, Rows]]:
+    """The samples of open minutes, each part with its minute, in the order of their arrival.
+
+    Raises:
+        StoreDamaged: for a row that cannot be read.
+
+    """
+    query = "SELECT minute, data FROM pending ORDER BY sequence"
+    return [(minute, _unpack_pending(data)) for minute, data in connection.execute(query)]
+
+
+def read_open(connection: Connection, device: int | None = None) -> Rows | None:
+    """The samples of open minutes in the order of their times; of one device or of all.
 
     Raises:
         StoreDamaged: for a row that cannot be read.
@@ -131,15 +145,28 @@ def read_pending(connection: Connection, device: int | None = None) -> list[tupl
     """
     import numpy as np
 
-    query, chosen = "SELECT minute, data FROM pending", ()
+    query = "SELECT data FROM pending WHERE ?1 IS NULL OR ?1 BETWEEN first_device AND last_device"
+    parts = [
+        _unpack_small(data) if len(data) <= _SMALL_BYTES else _unpack_pending(data)
+        for (data,) in connection.execute(query, (device,))
+    ]
+    if not parts:
+        return None
+    rows = join(parts)
     if device is not None:
-        query, chosen = f"{query} WHERE ? BETWEEN first_device AND last_device", (device,)
-    found: list[tuple[int, Rows]] = []
-    for minute, data in connection.execute(f"{query} ORDER BY sequence", chosen):
-        milliseconds, values = unpack(_PENDING, data)
-        rows = Rows(values[:, -1].astype(np.int64), milliseconds, values[:, :-1])
-        found.append((minute, rows if device is None else rows.take(rows.devices == device)))
-    return found
+        rows = rows.take(rows.devices == device)
+    return rows.take(np.argsort(rows.milliseconds, kind="stable")) if len(rows) else None
+
+
+def _unpack_pending(data: bytes) -> Rows:
+    import numpy as np
+
+    milliseconds, values = unpack(_PENDING, data)
+    return Rows(values[:, -1].astype(np.int64), milliseconds, values[:, :-1])
+
+
+# A reader asks for one reading after another, and the open minutes are in all of them.
+_unpack_small = functools.lru_cache(maxsize=128)(_unpack_pending)
 
 
 def write_minutes(connection: Connection, rows: Rows) -> None:
