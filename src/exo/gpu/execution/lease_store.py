@@ -214,8 +214,8 @@ def _advising(home: Path) -> Generator[None]:
     try:
         yield
     except StoreError as error:
-        if str(home) in str(error):
-            raise
+        if "locked" in str(error) or str(home / "locks") in str(error):
+            raise  # who keeps it, or the file that could not be made, is named already
         raise StoreError(_advice(home, str(error))) from error
 
 

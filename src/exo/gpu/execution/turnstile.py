@@ -58,7 +58,7 @@ class Turnstile:
         self._bells = BellFolder(bells)
         self._name = secrets.token_hex(8)
         self._bell: Bell | None = None
-        self._called = ("", 0.0)
+        self._since = self._left = 0.0
 
     def close(self) -> None:
         """Close the files; harmless twice."""
@@ -83,11 +83,15 @@ class Turnstile:
             raise StoreError(f"{self._path}: the lease store is closed")
         if self._must_queue() or not self._try():
             self._queue_up()
+            self._since = time.monotonic()
+            self._call_next()
         try:
             yield
         finally:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-            self._call_next()
+            self._left = time.monotonic()
+            if self._left - self._since > OVERTAKING_SECONDS:
+                self._call_next()
 
     def _queue_up(self) -> None:
         if self._bell is None:
@@ -130,15 +134,15 @@ class Turnstile:
         return min(self._tickets.names(), default="")
 
     def _must_queue(self) -> bool:
-        """Whether one that was called has not come through for too long."""
-        called, since = self._called
-        first = self._first()
-        return first != "" and first == called and time.monotonic() - since > OVERTAKING_SECONDS
+        now = time.monotonic()
+        if now - self._left > OVERTAKING_SECONDS:
+            self._since = now
+            return False
+        return now - self._since > OVERTAKING_SECONDS and self._first() != ""
 
     def _call_next(self) -> None:
-        while (first := self._first()) not in {"", self._called[0]}:
+        while first := self._first():
             if self._bells.ring((_bell_of(first),)):
-                self._called = (first, time.monotonic())
                 return
             self._tickets.remove(first)  # of one who is gone
 
