@@ -50,14 +50,31 @@ class BellFolder:
             return Bell(listener, self, name)  # deaf: its owner polls
         return Bell(listener, self, name)
 
-    def ring(self, names: Iterable[str]) -> None:
-        """Wake these waiters; those who are gone or deaf are passed over."""
+    def ring(self, names: Iterable[str]) -> int:
+        """Wake these waiters; how many heard it. Those who are gone or deaf are passed over."""
+        heard = 0
         for name in names:
             if self._sender is None:
                 self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
                 self._sender.setblocking(False)
-            with suppress(OSError):
+            try:
                 self._sender.sendto(b".", self._address(name))
+            except BlockingIOError:
+                heard += 1  # it has been rung often, and has not listened yet
+            except OSError:
+                continue
+            else:
+                heard += 1
+        return heard
+
+    def names(self) -> list[str]:
+        """All that hangs or is marked here."""
+        return os.listdir(self._descriptor)  # noqa: PTH208 - by descriptor, ten times as fast
+
+    def mark(self, name: str) -> None:
+        """Leave a name here, without a bell; one system call."""
+        with suppress(OSError):
+            os.symlink("-", name, dir_fd=self._descriptor)
 
     def remove(self, name: str) -> None:
         """Delete a socket's file; another user's in a sticky folder stays until the boot."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from exo.gpu.database import immediate, open_shared
 from exo.gpu.execution.bells import BellFolder
+from exo.gpu.execution.ended_leases import EndedLeases
 from exo.gpu.execution.held import HeldLease, HeldPlace
 from exo.gpu.execution.ledger_book import SCHEMA, Book, Caches
 from exo.gpu.execution.lock_files import LockFolder
@@ -26,7 +28,12 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.lease import Lease, Waiter
     from exo.gpu.vocabulary.request import Request
 
+logger = logging.getLogger("exo.gpu.execution.lease_store")
+
 LEDGER = "ledger.sqlite"
+
+# In a sticky folder nobody removes what is another's. Hints are for anybody to clear away.
+FOLDERS = {"locks": 0o1777, "bells": 0o1777, "ended": 0o777, "tickets": 0o777, "queue": 0o777}
 
 # Enough to recognise one's own program by.
 COMMAND_LENGTH = 200
@@ -97,9 +104,12 @@ class LeaseStore:
         home = prepare(self.place, f"boot-{boot_id()}", _furnish)
         try:
             self._pid = os.getpid()
-            self._turnstile = Turnstile(home / "turn", deadline_seconds=self._deadline_seconds)
+            self._turnstile = Turnstile(
+                home / "turn", home / "tickets", home / "queue", deadline_seconds=self._deadline_seconds
+            )
             self.locks = LockFolder(home / "locks")
             self.bells = BellFolder(home / "bells")
+            self._ended = EndedLeases(home / "ended")
         except OSError as error:
             raise StoreError(_advice(home, str(error))) from error
         self._home = home
@@ -114,6 +124,7 @@ class LeaseStore:
         self._turnstile.close()
         self.locks.close()
         self.bells.close()
+        self._ended.close()
 
     @contextmanager
     def transaction(self) -> Generator[Book]:
@@ -161,6 +172,7 @@ class LeaseStore:
             self._connection,
             self.locks,
             self.bells,
+            self._ended,
             self._caches,
             now_seconds=self._clock(),
             signature=self._signature.now(),
@@ -168,8 +180,17 @@ class LeaseStore:
         )
 
     def _release(self, lease_id: str) -> None:
-        with self.transaction() as book:
-            book.end(lease_id)
+        """Leave word that the lease has ended; the next transaction strikes it out.
+
+        A turn at the ledger for every release would double the crowd before it.
+        """
+        if self.locks.is_held(lease_id):
+            return
+        self.locks.remove(lease_id)
+        self._ended.leave_word(lease_id, self._clock())
+        if self.bells.names():  # who hangs a bell looks at the ledger after that
+            with self.transaction():
+                logger.debug("lease %s has ended, and somebody waits", lease_id)
 
     def _leave(self, waiter_id: str) -> None:
         with self.transaction() as book:
@@ -178,9 +199,9 @@ class LeaseStore:
 
 def _furnish(fresh: Path) -> None:
     """All that a store consists of, in a directory of this user's own."""
-    for name in ("locks", "bells"):
+    for name, mode in FOLDERS.items():
         (fresh / name).mkdir()
-        (fresh / name).chmod(0o1777)
+        (fresh / name).chmod(mode)
     (fresh / "turn").touch()
     open_shared(fresh / LEDGER, SCHEMA).close()
     for path in fresh.iterdir():
@@ -194,8 +215,8 @@ def _advising(home: Path) -> Generator[None]:
     try:
         yield
     except StoreError as error:
-        if str(home) in str(error):
-            raise
+        if "locked" in str(error) or str(home / "locks") in str(error):
+            raise  # who keeps it, or the file that could not be made, is named already
         raise StoreError(_advice(home, str(error))) from error
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from exo.gpu.database import Connection
     from exo.gpu.execution.bells import BellFolder
+    from exo.gpu.execution.ended_leases import EndedLeases
     from exo.gpu.execution.held import HeldLease
     from exo.gpu.execution.lock_files import LockFolder
     from exo.gpu.vocabulary.request import Request
@@ -98,6 +99,7 @@ class Book:
         connection: Connection,
         locks: LockFolder,
         bells: BellFolder,
+        ended: EndedLeases,
         caches: Caches,
         *,
         now_seconds: float,
@@ -111,6 +113,7 @@ class Book:
         self._connection = connection
         self._locks = locks
         self._bells = bells
+        self._ended = ended
         self._caches = caches
         self._signature = signature
         self._hold = hold
@@ -118,6 +121,7 @@ class Book:
         self._waiters: dict[int, Waiter] = {}
         self._made: list[tuple[str, int]] = []
         self._gone: list[str] = []
+        self._heard: list[str] = []
         self.woken: list[str] = []
         """Waiters that are to be woken whether or not anything was given back."""
 
@@ -140,6 +144,9 @@ class Book:
             self._delete("leases", number, name)
         for number, name in bad_waiters:
             self._delete("waiters", number, name)
+        for word, lease_id, at_seconds in self._ended.words():
+            self.end(lease_id, min(at_seconds, self.now_seconds))
+            self._heard.append(word)
         for lease in self.leases:
             if _over(lease, self.now_seconds):
                 if not lease.settling:
@@ -183,8 +190,11 @@ class Book:
         self._leases[number] = signed
         return self._hold(signed, descriptor)
 
-    def end(self, lease_id: str) -> None:
-        """The lease is over where nobody holds it; its memory may still have to come back."""
+    def end(self, lease_id: str, at_seconds: float | None = None) -> None:
+        """The lease is over where nobody holds it; its memory may still have to come back.
+
+        ``at_seconds`` is when it ended, as far as is known; never before it was granted.
+        """
         number = self._number(lease_id)
         if number is None or self._locks.is_held(lease_id):
             return
@@ -192,7 +202,9 @@ class Book:
         if lease.settling:
             return
         if awaits_memory(lease):
-            ended = msgspec.structs.replace(lease, ended_seconds=self.now_seconds)
+            known = self.now_seconds if at_seconds is None else at_seconds
+            at = max(known, lease.granted_seconds)
+            ended = msgspec.structs.replace(lease, ended_seconds=at)
             self._update(number, ended)
             self._gone.append(lease_id)
             self.gave_back = True
@@ -260,6 +272,8 @@ class Book:
         for name in self._gone:
             self._locks.remove(name)
             self._bells.remove(name)
+        for word in self._heard:
+            self._ended.remove(word)
 
     def _look(self) -> None:
         live = [lease.lease_id for lease in self._leases.values() if not lease.settling]
