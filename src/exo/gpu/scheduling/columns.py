@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,8 +33,10 @@ class Sizes(msgspec.Struct, frozen=True):
     """
 
     plain: int = 96
-    block: int = 512
+    block: int = 256
 
+
+_LOOKED_AT_FIRST = 6
 
 _FREE, _MOST, _IDLE, _CELSIUS, _RECEIVED, _OPEN, _ROOM, _KIND = range(8)
 # How open a device is: not at all, beside other leases, also to one that takes a slot, alone.
@@ -53,12 +55,11 @@ class _Block:
         self.keys = keys
         self.rows = rows
         self.columns: Columns | None = None
-        self.best_free = -1
+        self.best_free = -1.0
         self.gather()
 
     def gather(self) -> None:
         """Make the columns anew, where the block is long enough for any."""
-        self.best_free = max((_free(row) for row in self.rows), default=-1)
         self.columns = None
         if len(self.rows) > self.sizes.plain:
             import numpy as np
@@ -66,6 +67,7 @@ class _Block:
             columns = np.empty((_KIND + 1, 2 * self.sizes.block + 1))
             columns[:, : len(self.rows)] = np.array([_figures(row) for row in self.rows]).T
             self.columns = columns
+        self.best_free = self._most_free()
 
     def insert(self, place: int, key: Key, row: Row) -> None:
         """Put a row in its place."""
@@ -80,12 +82,20 @@ class _Block:
         self.columns[:, place + 1 : count] = self.columns[:, place : count - 1]
         self.columns[:, place] = _figures(row)
 
-    def replace(self, place: int, key: Key, row: Row) -> None:
-        """Put a row where its predecessor was."""
-        gone = self.rows[place]
-        self.keys[place], self.rows[place] = key, row
-        if self.columns is not None:
-            self.columns[:, place] = _figures(row)
+    def move(self, place: int, key: Key, row: Row) -> None:
+        """Put a row in its place, and take its predecessor out of another."""
+        keys, rows, columns = self.keys, self.rows, self.columns
+        gone = rows[place]
+        del keys[place], rows[place]
+        new = bisect_left(keys, key)
+        keys.insert(new, key)
+        rows.insert(new, row)
+        if columns is not None:
+            if new > place:
+                columns[:, place:new] = columns[:, place + 1 : new + 1]
+            elif new < place:
+                columns[:, new + 1 : place + 1] = columns[:, new:place]
+            columns[:, new] = _figures(row)
         self._retire(gone)
         self.best_free = max(self.best_free, _free(row))
 
@@ -100,14 +110,22 @@ class _Block:
 
     def _retire(self, gone: Row) -> None:
         if _free(gone) >= self.best_free:
-            self.best_free = max((_free(row) for row in self.rows), default=-1)
+            self.best_free = self._most_free()
+
+    def _most_free(self) -> float:
+        if self.columns is not None and self.rows:
+            return float(self.columns[_FREE, : len(self.rows)].max())
+        return max((_free(row) for row in self.rows), default=-1.0)
 
     def possible(self, need: Need, kinds: KindMask | None, *, now: bool) -> Iterator[int]:
         """The places of rows that may do, in order; with ``now`` false, of those that ever may."""
-        if self.columns is None:
+        if self.columns is None or len(self.rows) <= _LOOKED_AT_FIRST:
             yield from range(len(self.rows))
             return
+        # Most requests are content with one of the first, which a plain loop finds sooner.
+        yield from range(_LOOKED_AT_FIRST)
         mask = self._mask(need, kinds, now=now)
+        mask[:_LOOKED_AT_FIRST] = False
         place = int(mask.argmax())
         while mask[place]:
             yield place
@@ -161,12 +179,10 @@ class Lane:
             return
         number, place = self._find(before.keys[self._policy])
         block = self._blocks[number]
-        keys = block.keys
-        stays = (place == 0 or keys[place - 1] < key) and (
-            place + 1 == len(keys) or key < keys[place + 1]
-        )
-        if stays and 0 < place < len(keys) - 1:
-            block.replace(place, key, row)
+        first = number == 0 or self._lasts[number - 1] < key
+        if first and (key <= self._lasts[number] or number == len(self._lasts) - 1):
+            block.move(place, key, row)
+            self._lasts[number] = block.keys[-1]
         else:
             self._drop(number, place)
             self._insert(key, row)
@@ -181,23 +197,19 @@ class Lane:
         kinds: KindMask | None,
         *,
         last_place: int | None = None,
-        skip: Container[str] = (),
     ) -> Row | None:
-        """The first row in order that will do, up to ``last_place``, of devices not in ``skip``."""
-        memory = need.memory_bytes
+        """The first row in order that will do, up to ``last_place``."""
+        # As a float, like the columns: rounded both ways alike, no block is left out too many.
+        memory = float(need.memory_bytes or -1)
         for block in self._blocks:
-            if memory is not None and block.best_free < memory:
+            if block.best_free < memory:
                 continue
             rows = block.rows
             for place in block.possible(need, kinds, now=True):
                 row = rows[place]
                 if last_place is not None and row.place > last_place:
                     return None
-                if (
-                    (kinds is None or kinds.allowed[row.kind])
-                    and verdict(row, need) == ELIGIBLE
-                    and row.state.device.device_id not in skip
-                ):
+                if (kinds is None or kinds.allowed[row.kind]) and verdict(row, need) == ELIGIBLE:
                     return row
         return None
 
@@ -240,8 +252,8 @@ class Lane:
             del self._blocks[number], self._lasts[number]
 
 
-def _free(row: Row) -> int:
-    return -1 if row.free_bytes is None else row.free_bytes
+def _free(row: Row) -> float:
+    return -1.0 if row.free_bytes is None else float(row.free_bytes)
 
 
 def _openness(need: Need) -> float:
@@ -263,9 +275,9 @@ def _open(row: Row) -> float:
 
 def _figures(row: Row) -> tuple[float, ...]:
     """The columns of a row; what is not known stands where no limit lets it pass."""
-    free, most, busy = row.free_bytes, row.most_bytes, row.busy_percent
+    most, busy = row.most_bytes, row.busy_percent
     return (
-        -1.0 if free is None else float(free),
+        _free(row),
         0.0 if most is None else float(most),
         -1.0 if busy is None else 100 - busy,
         math.inf if row.celsius is None else row.celsius,

@@ -152,10 +152,9 @@ class FastSelector:
             best = min((best, *_will_do(few, need, kinds)), key=_order)
         if not best[2].display:
             return best[2]
-        skip = {entry[2].state.device.device_id for entry in few}
         beside = self._table.kinds.mask(request, no_display_of=best[2].state.device.runtime)
         lane = self._table.lanes(policy)[best[0]]
-        row = lane.first(need, beside, last_place=best[1][0], skip=skip)
+        row = lane.first(need, beside, last_place=best[1][0])
         others = [*few] if row is None else [*few, (row.rank, row.keys[policy.name], row)]
         return _not_behind_display(best, others, need, kinds)
 
