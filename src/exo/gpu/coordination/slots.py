@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from exo.gpu.nodes.policies import policies_for
 from exo.gpu.scheduling.selector import refusal_message, select
 from exo.gpu.vocabulary.errors import NeverAvailable, NoDevice, NotNow
 from exo.gpu.vocabulary.request import Request
@@ -68,7 +69,7 @@ def acquire_slots(
     check_whole("slots", slots, low=1, optional=True)
     request = msgspec.structs.replace(request, count=1, slots=slots)
     snapshot = node.snapshot()
-    decision = select(snapshot, request)
+    decision = select(snapshot, request, policies=policies_for(request))
     if not decision.chosen:
         raise refusal(decision)
     devices = {state.device.device_id: state.device for state in snapshot.devices}
@@ -93,12 +94,15 @@ def _acquire_on(
     node: Node, request: Request, device: GPUDevice, acquired: list[tuple[str, GPUDevice]]
 ) -> Decision | None:
     """Lease the device's slots one by one; the decision that refused one, if any did."""
-    single = Request(
-        memory_bytes=request.memory_bytes,
-        exclusive=request.exclusive,
-        slots=request.slots,
+    single = msgspec.structs.replace(
+        request,
         devices=(device.device_id,),
-        holder=request.holder,
+        runtime=None,
+        device_class=None,
+        all_devices=False,
+        # What the rules about names said is decided; they know other names of the same device.
+        without_devices=(),
+        prefer=(),
     )
     for _ in range(request.slots or device.slots):
         grant = node.acquire(single)

@@ -12,8 +12,8 @@ from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
 from exo.gpu.execution.lease_store import HeldLease, LeaseStore
 from exo.gpu.execution.pinning import LEASES_VARIABLE, apply_changes, pinning_changes
 from exo.gpu.execution.state_directory import StorePlace, choose_place
+from exo.gpu.nodes.policies import policies_for
 from exo.gpu.nodes.transport import Grant
-from exo.gpu.scheduling.ledger import used_before
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health import assess
 from exo.gpu.telemetry.probe_cache import ProbeCache, cache_path
@@ -111,15 +111,16 @@ class NodeAgent:
 
     def acquire(self, request: Request) -> Grant:
         """Decide and take the leases as one step, while no other process can."""
-        from exo.gpu.scheduling.selector import select
+        from exo.gpu.scheduling.selector import leases_of, select
 
+        policies = policies_for(request)
         self._sample()
         store = self._open_store()
 
-        def decide(live: tuple[Lease, ...]) -> tuple[Decision, list[Lease]]:
+        def decide(live: tuple[Lease, ...]) -> tuple[Decision, tuple[Lease, ...]]:
             snapshot = self._assemble(live)
-            decision = select(snapshot, request)
-            return decision, [_lease(snapshot, name, request) for name in decision.chosen]
+            decision = select(snapshot, request, policies=policies)
+            return decision, leases_of(snapshot, decision.chosen, request)
 
         taken = store.take(decide)
         self._leases.update({held.lease.lease_id: held for held in taken.leases})
@@ -252,6 +253,7 @@ class NodeAgent:
         return Snapshot(
             tuple(self._state(device, live) for device in self.inventory().devices),
             umbrella=self._umbrella,
+            links=self.inventory().links,
         )
 
     def _state(self, device: GPUDevice, live: tuple[Lease, ...]) -> DeviceState:
@@ -279,17 +281,3 @@ class NodeAgent:
 
 def _reader(backend: TelemetryAbility, device_id: str) -> Callable[[], Any]:
     return lambda: backend.read(device_id)
-
-
-def _lease(snapshot: Snapshot, device_id: str, request: Request) -> Lease:
-    state = next(state for state in snapshot.devices if state.device.device_id == device_id)
-    return Lease(
-        lease_id="",
-        device_id=device_id,
-        hardware_id=state.device.hardware_id,
-        memory_pool=state.device.memory_pool,
-        memory_bytes=request.memory_bytes,
-        exclusive=request.exclusive,
-        used_before_bytes=used_before(state, snapshot),
-        holder=request.holder,
-    )

@@ -7,7 +7,6 @@ columns may err on one side only: they never rule out a row that will do.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -278,7 +277,7 @@ def _first_of(rows: Iterable[Row], question: Question, last_place: int | None) -
         if row.easy and nobody_ruled_out:  # the verdict of most rows, without a call
             if (
                 now - row.received_at <= stale
-                and (idle == 0 or 100 - row.busy_percent >= idle)
+                and row.idle >= idle
                 and (most is None or row.celsius <= most)
             ):
                 return row
@@ -312,12 +311,11 @@ def _open(row: Row) -> float:
 
 def _figures(row: Row) -> tuple[float, ...]:
     """The columns of a row; what is not known stands where no limit lets it pass."""
-    busy = row.busy_percent
     return (
         _free(row),
         float(row.most),
-        -1.0 if busy is None else 100 - busy,
-        math.inf if row.celsius is None else row.celsius,
+        row.idle,
+        row.celsius,
         row.received_at,
         _open(row),
         row.max_share - row.shares + _LENIENT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from exo.gpu.scheduling.constraints import names_of
 from exo.gpu.scheduling.filters import SHARE_TOLERANCE, takes_slot
@@ -19,26 +20,27 @@ from exo.gpu.vocabulary.snapshot import DeviceState
 # knows when; never.
 ELIGIBLE, TAKEN, UNWELL, NEVER = range(4)
 
-Key = tuple[object, ...]
+Key = tuple[Any, ...]
 
 
 class Row:
     """What a decision looks at of one device; what never changes is kept from row to row.
 
-    ``free`` and ``most`` are bytes, and -1 where they are not known and hold no request. ``easy``
+    ``free`` and ``most`` are bytes, ``idle`` a percentage, each -1 where it is not known, and
+    ``celsius`` is then infinite: so that no limit lets the unknown pass. ``easy``
     is a sound device with every reading, without leases or limits: only its numbers count.
     ``received_at`` is the moment, on the caller's monotonic clock, at which the sample came.
     ``keys`` holds the place in the order of the device's class, by policy.
     """
 
     __slots__ = (
-        "busy_percent",
         "celsius",
         "display",
         "easy",
         "free",
         "free_bytes",
         "identity",
+        "idle",
         "is_read",
         "keys",
         "kind",
@@ -73,8 +75,10 @@ class Row:
         sample, age = state.sample, state.sample_age_seconds
         self.received_at = math.inf if sample is None or age is None else now - age
         self.is_read = sample is not None and not sample.sleeping
-        self.busy_percent = None if sample is None else sample.compute_utilization_percent
-        self.celsius = None if sample is None else sample.temperature_celsius
+        busy = None if sample is None else sample.compute_utilization_percent
+        self.idle = -1.0 if busy is None else 100 - busy
+        celsius = None if sample is None else sample.temperature_celsius
+        self.celsius = math.inf if celsius is None else celsius
         health = state.health
         self.unwell = health is Health.FAILED or health is Health.LOST or state.cordon is not None
         self.lease_count = len(leases)
@@ -85,8 +89,8 @@ class Row:
             not leases
             and not self.unwell
             and self.max_share == 1
-            and self.busy_percent is not None
-            and self.celsius is not None
+            and busy is not None
+            and celsius is not None
         )
         self.keys: dict[str, Key] = {}
 
@@ -148,8 +152,8 @@ def verdict(row: Row, request: Request, now: float, stale_after_seconds: float) 
         return UNWELL
     if (
         (memory is not None and row.free < memory)
-        or (idle and (row.busy_percent is None or 100 - row.busy_percent < idle))
-        or (most is not None and (row.celsius is None or row.celsius > most))
+        or (idle and row.idle < idle)
+        or (most is not None and row.celsius > most)
         or (row.lease_count and _is_taken(row, request))
     ):
         return TAKEN
@@ -169,7 +173,7 @@ def _is_hopeless(
         if (part > row.max_share) if part is not None else (row.max_share <= 0 and memory is None):
             return True
     return row.is_read and (
-        (bool(idle) and row.busy_percent is None) or (most is not None and row.celsius is None)
+        (bool(idle) and row.idle < 0) or (most is not None and row.celsius == math.inf)
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exo.gpu.cli.context import count_option, files, left_out_line, make_request, request_options
+from exo.gpu.cli.context import files, gang_options, left_out_line, make_request, request_options
 from exo.gpu.cli.main import complain
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ NO_SUCH_COMMAND = 127
     "75 not now; 2 usage.",
 )
 @request_options
-@count_option
+@gang_options
 @click.argument(
     "argv",
     metavar="[--] COMMAND [ARGUMENT]...",
