@@ -366,6 +366,7 @@ class NodeAgent:
         return Snapshot(
             tuple(self._state(device, live, kept_out) for device in self.inventory().devices),
             umbrella=self._umbrella,
+            links=self.inventory().links,
         )
 
     def _state(

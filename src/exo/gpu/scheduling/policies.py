@@ -52,10 +52,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         """The score alone; None stands for a device that was never sampled."""
         if facts is None:
             return 0.0
-        total = weighted(
-            [scorer.value(facts) for scorer, _ in self.terms],
-            [weight for _, weight in self.terms],
-        )
+        total = weighted([(scorer.value(facts), part) for scorer, part in self.terms])
         for scorer in self.factors:
             value = scorer.value(facts)
             if value is not None:
@@ -81,7 +78,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             *scaled_terms(
                 [scorer.name for scorer, _ in self.terms],
                 values,
-                [weight for _, weight in self.terms],
+                [part for _, part in self.terms],
                 [
                     scorer.note(facts, value)
                     for (scorer, _), value in zip(self.terms, values, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -130,20 +130,21 @@ def score_sample(
     missing = ("use or total not reported", "utilization not reported")
     terms = scaled_terms(("memory", "compute"), values, weights, missing)
     heat = factor_term("heat", penalty, _penalty_note(sample.temperature_celsius))
-    total = weighted(values, weights) * (1.0 if penalty is None else penalty)
+    total = weighted(zip(values, weights, strict=True)) * (1.0 if penalty is None else penalty)
     return Score(device_id=device_id, total=_clamp(total), terms=(*terms, heat))
 
 
-def weighted(values: Sequence[float | None], weights: Sequence[float]) -> float:
+def weighted(parts: Iterable[tuple[float | None, float]]) -> float:
     """The mean of the known values by their weights; 0 where none is known."""
+    known: list[tuple[float, float]] = []
     present = 0.0
-    for value, weight in zip(values, weights, strict=True):
+    for value, weight in parts:
         if value is not None:
             present += weight
+            known.append((value, weight))
     total = 0.0
-    for value, weight in zip(values, weights, strict=True):
-        if value is not None:
-            total += weight / present * value
+    for value, weight in known:
+        total += weight / present * value
     return total
 
 

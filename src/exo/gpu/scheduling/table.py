@@ -138,9 +138,13 @@ class DeviceTable:
         snapshot = Snapshot(tuple(row.state for row in rows), umbrella=self._alone.umbrella)
         for row in rows:
             figures = memory_figures(row.state, snapshot)
-            if figures != (row.free_bytes, row.total_bytes, row.most_bytes):
-                new = copy.copy(row)
-                new.free_bytes, new.total_bytes, new.most_bytes = figures
+            new = copy.copy(row)
+            new.set_figures(figures)
+            if (new.free_bytes, new.total_bytes, new.most) != (
+                row.free_bytes,
+                row.total_bytes,
+                row.most,
+            ):
                 new.keys = {}
                 self._set(new, row)
 
