@@ -293,9 +293,7 @@ def work(way: str, folder: str, task: str, count: str, log_path: str = "") -> No
 def cold_start(ours: list[str], runs: int, folder: Path) -> tuple[float, float]:
     """Median seconds of a whole `run -- true`, and of a home-made wrapper that does the least."""
     wrapper = [sys.executable, __file__, "--wrap", str(folder), "true"]
-    pairs = []
-    for _ in range(runs + 1):
-        pairs.append((_seconds(ours), _seconds(wrapper)))
+    pairs = [(_seconds(ours), _seconds(wrapper)) for _ in range(runs + 1)]
     return tuple(median(side) for side in zip(*pairs[1:], strict=True))  # the first one warms up
 
 

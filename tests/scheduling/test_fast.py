@@ -6,14 +6,18 @@ from random import Random
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exo.gpu.scheduling.columns import Sizes
 from exo.gpu.scheduling.fast import FastSelector
-from exo.gpu.scheduling.policies import POLICIES
-from exo.gpu.scheduling.selector import select
+from exo.gpu.scheduling.policies import POLICIES, Policy
+from exo.gpu.scheduling.scorer import MemoryFree
+from exo.gpu.scheduling.selector import select, select_many
+from exo.gpu.vocabulary.decision import Refusal
 from exo.gpu.vocabulary.device import HOST_POOL, DeviceClass
+from exo.gpu.vocabulary.errors import UnknownName
 from exo.gpu.vocabulary.health import Cordon
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.links import Link, LinkKind
