@@ -111,7 +111,8 @@ class TestByAPerson:
 
     def test_a_damaged_store_stops_decisions_and_no_listing(self, node, state_folder):
         """Rule: nobody is given a device that may be cordoned; who only looks gets an answer."""
-        (state_folder / "cordons.sqlite").write_bytes(b"garbage" * 1000)
+        (state_folder / "cordons").mkdir()
+        (state_folder / "cordons" / "cordons.sqlite").write_bytes(b"garbage" * 1000)
         with pytest.raises(StoreError, match="cordons cannot be used"):
             node.acquire(Request())
         with pytest.raises(StoreError, match="cordons cannot be used"):
