@@ -7,6 +7,7 @@ columns may err on one side only: they never rule out a row that will do.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -20,8 +21,6 @@ from exo.gpu.vocabulary.request import Request
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    Columns = NDArray[np.float64]
 
 
 class Sizes(msgspec.Struct, frozen=True):
@@ -62,7 +61,8 @@ class _Block:
         self.sizes = sizes
         self.keys = keys
         self.rows = rows
-        self.columns: Columns | None = None
+        # Arrays that a row is put into and taken out of in place; NumPy looks at them as they are.
+        self.columns: tuple[array[float], ...] | None = None
         self.best_free = -1.0
         self.gather()
 
@@ -70,25 +70,22 @@ class _Block:
         """Make the columns anew, where the block is long enough for any."""
         self.columns = None
         if len(self.rows) > self.sizes.plain:
-            import numpy as np
-
-            columns = np.empty((_KIND + 1, 2 * self.sizes.block + 1))
-            columns[:, : len(self.rows)] = np.array([_figures(row) for row in self.rows]).T
-            self.columns = columns
+            figures = zip(*map(_figures, self.rows), strict=True)
+            self.columns = tuple(array("d", column) for column in figures)
         self.best_free = self._most_free()
 
     def insert(self, place: int, key: Key, row: Row) -> None:
         """Put a row in its place."""
         self.keys.insert(place, key)
         self.rows.insert(place, row)
-        self.best_free = max(self.best_free, _free(row))
+        if row.free > self.best_free:
+            self.best_free = _free(row)
         if self.columns is None:
             if len(self.rows) > self.sizes.plain:
                 self.gather()
             return
-        count = len(self.rows)
-        self.columns[:, place + 1 : count] = self.columns[:, place : count - 1]
-        self.columns[:, place] = _figures(row)
+        for column, figure in zip(self.columns, _figures(row), strict=True):
+            column.insert(place, figure)
 
     def move(self, place: int, key: Key, row: Row) -> None:
         """Put a row in its place, and take its predecessor out of another."""
@@ -99,37 +96,33 @@ class _Block:
         keys.insert(new, key)
         rows.insert(new, row)
         if columns is not None:
-            if new > place:
-                columns[:, place:new] = columns[:, place + 1 : new + 1]
-            elif new < place:
-                columns[:, new + 1 : place + 1] = columns[:, new:place]
-            columns[:, new] = _figures(row)
+            for column, figure in zip(columns, _figures(row), strict=True):
+                del column[place]
+                column.insert(new, figure)
         self._retire(gone)
-        self.best_free = max(self.best_free, _free(row))
+        if row.free > self.best_free:
+            self.best_free = _free(row)
 
     def remove(self, place: int) -> None:
         """Take a row out."""
         gone = self.rows[place]
         del self.keys[place], self.rows[place]
-        if self.columns is not None:
-            count = len(self.rows)
-            self.columns[:, place:count] = self.columns[:, place + 1 : count + 1]
+        for column in self.columns or ():
+            del column[place]
         self._retire(gone)
 
     def _retire(self, gone: Row) -> None:
-        if _free(gone) >= self.best_free:
+        if gone.free >= self.best_free:
             self.best_free = self._most_free()
 
     def _most_free(self) -> float:
-        if self.columns is not None and self.rows:
-            return float(self.columns[_FREE, : len(self.rows)].max())
+        if self.columns is not None:
+            return max(self.columns[_FREE], default=-1.0)
         return max((_free(row) for row in self.rows), default=-1.0)
 
     def first(self, question: Question, last_place: int | None) -> Row | None:
-        """The first row that will do; by a plain loop where that is the faster way."""
+        """The first row that will do, of a block with columns."""
         rows = self.rows
-        if self.columns is None:
-            return _first_of(rows, question, last_place)
         # Most requests are content with one of the first few.
         row = _first_of(rows[:_LOOKED_AT_FIRST], question, last_place)
         if row is not None:
@@ -156,27 +149,32 @@ class _Block:
         """The places of rows that may do, in order; with ``now`` false, of those that ever may."""
         import numpy as np
 
-        assert self.columns is not None
-        columns, request = self.columns[:, : len(self.rows)], question.request
+        request, kinds = question.request, question.kinds
         if not now:
-            mask = columns[_MOST] >= float(request.memory_bytes or -1)
+            mask = self._column(_MOST) >= float(request.memory_bytes or -1)
         else:
-            mask = columns[_OPEN] >= _openness(request)
+            mask = self._column(_OPEN) >= _openness(request)
             if request.share is not None:
-                mask &= columns[_ROOM] >= request.share
+                mask &= self._column(_ROOM) >= request.share
             if request.memory_bytes is not None:
-                mask &= columns[_FREE] >= float(request.memory_bytes)
+                mask &= self._column(_FREE) >= float(request.memory_bytes)
             if request.min_idle_percent:
-                mask &= columns[_IDLE] >= request.min_idle_percent
+                mask &= self._column(_IDLE) >= request.min_idle_percent
             if request.max_temperature_celsius is not None:
-                mask &= columns[_CELSIUS] <= request.max_temperature_celsius
-            mask &= question.now - columns[_RECEIVED] <= question.stale_after_seconds
-        kinds = question.kinds
+                mask &= self._column(_CELSIUS) <= request.max_temperature_celsius
+            mask &= question.now - self._column(_RECEIVED) <= question.stale_after_seconds
         if kinds is not None:
             if kinds.column is None:
                 kinds.column = np.array(kinds.allowed)
-            mask &= kinds.column[columns[_KIND].astype(np.intp)]
+            mask &= kinds.column[self._column(_KIND).astype(np.intp)]
         return np.flatnonzero(mask).tolist()
+
+    def _column(self, number: int) -> NDArray[np.float64]:
+        """A view of a column, to be let go of before the next row is put in or taken out."""
+        import numpy as np
+
+        assert self.columns is not None
+        return np.frombuffer(self.columns[number])
 
 
 class Lane:
@@ -222,7 +220,10 @@ class Lane:
         memory = float(question.request.memory_bytes or -1)
         for block in self._blocks:
             if block.best_free >= memory:
-                row = block.first(question, last_place)
+                if block.columns is None:
+                    row = _first_of(block.rows, question, last_place)
+                else:
+                    row = block.first(question, last_place)
                 if row is not None:
                     return row
         return None
@@ -243,7 +244,9 @@ class Lane:
             self._blocks = [_Block([key], [row], self._sizes)]
             self._lasts = [key]
             return
-        number = min(bisect_left(self._lasts, key), len(self._lasts) - 1)
+        number = bisect_left(self._lasts, key)
+        if number == len(self._lasts):
+            number -= 1
         block = self._blocks[number]
         block.insert(bisect_left(block.keys, key), key, row)
         half = self._sizes.block
