@@ -1,4 +1,4 @@
-"""Rows in the order of decisions, in blocks with columns: the first that will do, at any size.
+"""A block of rows in the order of decisions, with columns: the first that will do, at any size.
 
 A block of a few rows is looked through one by one. A longer one keeps what requests set limits for
 in columns, where NumPy rules most rows out at once; what is left is asked row by row, so that the
@@ -52,7 +52,7 @@ class Question(msgspec.Struct, frozen=True):
     stale_after_seconds: float
 
 
-class _Block:
+class Block:
     """Consecutive rows of an order, with their keys and, from a certain length on, columns."""
 
     __slots__ = ("best_free", "columns", "keys", "rows", "sizes")
@@ -124,11 +124,11 @@ class _Block:
         """The first row that will do, of a block with columns."""
         rows = self.rows
         # Most requests are content with one of the first few.
-        row = _first_of(rows[:_LOOKED_AT_FIRST], question, last_place)
+        row = first_of(rows[:_LOOKED_AT_FIRST], question, last_place)
         if row is not None:
             return row
         left = (rows[place] for place in self._possible(question, now=True))
-        return _first_of(left, question, last_place)
+        return first_of(left, question, last_place)
 
     def holds(self, question: Question) -> bool:
         """Whether a device that could serve is only taken for now, where none will do now."""
@@ -177,97 +177,8 @@ class _Block:
         return np.frombuffer(self.columns[number])
 
 
-class Lane:
-    """The rows of one class under one policy, in order; a change moves one row of one block."""
-
-    def __init__(self, policy: str, rows: list[Row], sizes: Sizes) -> None:
-        self._policy = policy
-        self._sizes = sizes
-        rows = sorted(rows, key=lambda row: row.keys[policy])
-        keys = [row.keys[policy] for row in rows]
-        self._blocks = [
-            _Block(keys[start : start + sizes.block], rows[start : start + sizes.block], sizes)
-            for start in range(0, len(rows), sizes.block)
-        ]
-        self._lasts = [block.keys[-1] for block in self._blocks if block.keys]
-
-    def __bool__(self) -> bool:
-        return bool(self._blocks)
-
-    def put(self, row: Row, before: Row | None) -> None:
-        """Add a row, in place of an earlier one of the same device where there is one."""
-        key = row.keys[self._policy]
-        if before is None:
-            self._insert(key, row)
-            return
-        number, place = self._find(before.keys[self._policy])
-        block = self._blocks[number]
-        first = number == 0 or self._lasts[number - 1] < key
-        if first and (key <= self._lasts[number] or number == len(self._lasts) - 1):
-            block.move(place, key, row)
-            self._lasts[number] = block.keys[-1]
-        else:
-            self._drop(number, place)
-            self._insert(key, row)
-
-    def remove(self, row: Row) -> None:
-        """Take a row out."""
-        self._drop(*self._find(row.keys[self._policy]))
-
-    def first(self, question: Question, last_place: int | None = None) -> Row | None:
-        """The first row in order that will do, up to ``last_place``."""
-        # As a float, like the columns: rounded both ways alike, no block is left out too many.
-        memory = float(question.request.memory_bytes or -1)
-        for block in self._blocks:
-            if block.best_free >= memory:
-                if block.columns is None:
-                    row = _first_of(block.rows, question, last_place)
-                else:
-                    row = block.first(question, last_place)
-                if row is not None:
-                    return row
-        return None
-
-    def holds(self, question: Question) -> bool:
-        """Whether a device that could serve is only taken for now, where none will do now."""
-        for block in self._blocks:  # noqa: SIM110 - twice as fast as any() for a single block
-            if block.holds(question):
-                return True
-        return False
-
-    def _find(self, key: Key) -> tuple[int, int]:
-        number = bisect_left(self._lasts, key)
-        return number, bisect_left(self._blocks[number].keys, key)
-
-    def _insert(self, key: Key, row: Row) -> None:
-        if not self._lasts:
-            self._blocks = [_Block([key], [row], self._sizes)]
-            self._lasts = [key]
-            return
-        number = bisect_left(self._lasts, key)
-        if number == len(self._lasts):
-            number -= 1
-        block = self._blocks[number]
-        block.insert(bisect_left(block.keys, key), key, row)
-        half = self._sizes.block
-        if len(block.keys) > 2 * half:
-            upper = _Block(block.keys[half:], block.rows[half:], self._sizes)
-            del block.keys[half:], block.rows[half:]
-            block.gather()
-            self._blocks.insert(number + 1, upper)
-            self._lasts.insert(number + 1, upper.keys[-1])
-        self._lasts[number] = block.keys[-1]
-
-    def _drop(self, number: int, place: int) -> None:
-        block = self._blocks[number]
-        block.remove(place)
-        if block.keys:
-            self._lasts[number] = block.keys[-1]
-        else:
-            del self._blocks[number], self._lasts[number]
-
-
-def _first_of(rows: Iterable[Row], question: Question, last_place: int | None) -> Row | None:
+def first_of(rows: Iterable[Row], question: Question, last_place: int | None) -> Row | None:
+    """The first of the rows that will do, up to ``last_place``, by a plain loop."""
     request, now, stale = question.request, question.now, question.stale_after_seconds
     allowed = None if question.kinds is None else question.kinds.allowed
     memory, nobody_ruled_out = request.memory_bytes or -1, not request.without_devices

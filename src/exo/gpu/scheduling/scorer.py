@@ -127,8 +127,11 @@ def score_sample(
     memory = _memory_ratio(sample, capacity_bytes, free_bytes)
     idle, penalty = _idle(sample), _penalty(sample.temperature_celsius)
     values, weights = (memory, idle), (MEMORY_WEIGHT, COMPUTE_WEIGHT)
-    missing = ("use or total not reported", "utilization not reported")
-    terms = scaled_terms(("memory", "compute"), values, weights, missing)
+    notes = (
+        "" if memory is not None else "use or total not reported",
+        "" if idle is not None else "utilization not reported",
+    )
+    terms = scaled_terms(("memory", "compute"), values, weights, notes)
     heat = factor_term("heat", penalty, _penalty_note(sample.temperature_celsius))
     total = weighted(zip(values, weights, strict=True)) * (1.0 if penalty is None else penalty)
     return Score(device_id=device_id, total=clamped(total), terms=(*terms, heat))

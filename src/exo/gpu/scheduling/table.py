@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from exo.gpu.scheduling.columns import Lane, Sizes
+from exo.gpu.scheduling.columns import Sizes
 from exo.gpu.scheduling.kinds import KindTable
+from exo.gpu.scheduling.lanes import Lane
 from exo.gpu.scheduling.ledger import memory_figures, others_leases
 from exo.gpu.scheduling.policies import Policy
 from exo.gpu.scheduling.rows import Key, Row
