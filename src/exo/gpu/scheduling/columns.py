@@ -1,4 +1,4 @@
-"""Rows in the order of decisions, in blocks with columns: the first that will do, at any size.
+"""A block of rows in the order of decisions, with columns: the first that will do, at any size.
 
 A block of a few rows is looked through one by one. A longer one keeps what requests set limits for
 in columns, where NumPy rules most rows out at once; what is left is asked row by row, so that the
@@ -7,6 +7,7 @@ columns may err on one side only: they never rule out a row that will do.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -20,8 +21,6 @@ from exo.gpu.vocabulary.request import Request
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    Columns = NDArray[np.float64]
 
 
 class Sizes(msgspec.Struct, frozen=True):
@@ -53,7 +52,7 @@ class Question(msgspec.Struct, frozen=True):
     stale_after_seconds: float
 
 
-class _Block:
+class Block:
     """Consecutive rows of an order, with their keys and, from a certain length on, columns."""
 
     __slots__ = ("best_free", "columns", "keys", "rows", "sizes")
@@ -62,7 +61,8 @@ class _Block:
         self.sizes = sizes
         self.keys = keys
         self.rows = rows
-        self.columns: Columns | None = None
+        # Arrays that a row is put into and taken out of in place; NumPy looks at them as they are.
+        self.columns: tuple[array[float], ...] | None = None
         self.best_free = -1.0
         self.gather()
 
@@ -70,25 +70,22 @@ class _Block:
         """Make the columns anew, where the block is long enough for any."""
         self.columns = None
         if len(self.rows) > self.sizes.plain:
-            import numpy as np
-
-            columns = np.empty((_KIND + 1, 2 * self.sizes.block + 1))
-            columns[:, : len(self.rows)] = np.array([_figures(row) for row in self.rows]).T
-            self.columns = columns
+            figures = zip(*map(_figures, self.rows), strict=True)
+            self.columns = tuple(array("d", column) for column in figures)
         self.best_free = self._most_free()
 
     def insert(self, place: int, key: Key, row: Row) -> None:
         """Put a row in its place."""
         self.keys.insert(place, key)
         self.rows.insert(place, row)
-        self.best_free = max(self.best_free, _free(row))
+        if row.free > self.best_free:
+            self.best_free = _free(row)
         if self.columns is None:
             if len(self.rows) > self.sizes.plain:
                 self.gather()
             return
-        count = len(self.rows)
-        self.columns[:, place + 1 : count] = self.columns[:, place : count - 1]
-        self.columns[:, place] = _figures(row)
+        for column, figure in zip(self.columns, _figures(row), strict=True):
+            column.insert(place, figure)
 
     def move(self, place: int, key: Key, row: Row) -> None:
         """Put a row in its place, and take its predecessor out of another."""
@@ -99,43 +96,39 @@ class _Block:
         keys.insert(new, key)
         rows.insert(new, row)
         if columns is not None:
-            if new > place:
-                columns[:, place:new] = columns[:, place + 1 : new + 1]
-            elif new < place:
-                columns[:, new + 1 : place + 1] = columns[:, new:place]
-            columns[:, new] = _figures(row)
+            for column, figure in zip(columns, _figures(row), strict=True):
+                del column[place]
+                column.insert(new, figure)
         self._retire(gone)
-        self.best_free = max(self.best_free, _free(row))
+        if row.free > self.best_free:
+            self.best_free = _free(row)
 
     def remove(self, place: int) -> None:
         """Take a row out."""
         gone = self.rows[place]
         del self.keys[place], self.rows[place]
-        if self.columns is not None:
-            count = len(self.rows)
-            self.columns[:, place:count] = self.columns[:, place + 1 : count + 1]
+        for column in self.columns or ():
+            del column[place]
         self._retire(gone)
 
     def _retire(self, gone: Row) -> None:
-        if _free(gone) >= self.best_free:
+        if gone.free >= self.best_free:
             self.best_free = self._most_free()
 
     def _most_free(self) -> float:
-        if self.columns is not None and self.rows:
-            return float(self.columns[_FREE, : len(self.rows)].max())
+        if self.columns is not None:
+            return max(self.columns[_FREE], default=-1.0)
         return max((_free(row) for row in self.rows), default=-1.0)
 
     def first(self, question: Question, last_place: int | None) -> Row | None:
-        """The first row that will do; by a plain loop where that is the faster way."""
+        """The first row that will do, of a block with columns."""
         rows = self.rows
-        if self.columns is None:
-            return _first_of(rows, question, last_place)
         # Most requests are content with one of the first few.
-        row = _first_of(rows[:_LOOKED_AT_FIRST], question, last_place)
+        row = first_of(rows[:_LOOKED_AT_FIRST], question, last_place)
         if row is not None:
             return row
         left = (rows[place] for place in self._possible(question, now=True))
-        return _first_of(left, question, last_place)
+        return first_of(left, question, last_place)
 
     def holds(self, question: Question) -> bool:
         """Whether a device that could serve is only taken for now, where none will do now."""
@@ -156,115 +149,36 @@ class _Block:
         """The places of rows that may do, in order; with ``now`` false, of those that ever may."""
         import numpy as np
 
-        assert self.columns is not None
-        columns, request = self.columns[:, : len(self.rows)], question.request
+        request, kinds = question.request, question.kinds
         if not now:
-            mask = columns[_MOST] >= float(request.memory_bytes or -1)
+            mask = self._column(_MOST) >= float(request.memory_bytes or -1)
         else:
-            mask = columns[_OPEN] >= _openness(request)
+            mask = self._column(_OPEN) >= _openness(request)
             if request.share is not None:
-                mask &= columns[_ROOM] >= request.share
+                mask &= self._column(_ROOM) >= request.share
             if request.memory_bytes is not None:
-                mask &= columns[_FREE] >= float(request.memory_bytes)
+                mask &= self._column(_FREE) >= float(request.memory_bytes)
             if request.min_idle_percent:
-                mask &= columns[_IDLE] >= request.min_idle_percent
+                mask &= self._column(_IDLE) >= request.min_idle_percent
             if request.max_temperature_celsius is not None:
-                mask &= columns[_CELSIUS] <= request.max_temperature_celsius
-            mask &= question.now - columns[_RECEIVED] <= question.stale_after_seconds
-        kinds = question.kinds
+                mask &= self._column(_CELSIUS) <= request.max_temperature_celsius
+            mask &= question.now - self._column(_RECEIVED) <= question.stale_after_seconds
         if kinds is not None:
             if kinds.column is None:
                 kinds.column = np.array(kinds.allowed)
-            mask &= kinds.column[columns[_KIND].astype(np.intp)]
+            mask &= kinds.column[self._column(_KIND).astype(np.intp)]
         return np.flatnonzero(mask).tolist()
 
+    def _column(self, number: int) -> NDArray[np.float64]:
+        """A view of a column, to be let go of before the next row is put in or taken out."""
+        import numpy as np
 
-class Lane:
-    """The rows of one class under one policy, in order; a change moves one row of one block."""
-
-    def __init__(self, policy: str, rows: list[Row], sizes: Sizes) -> None:
-        self._policy = policy
-        self._sizes = sizes
-        rows = sorted(rows, key=lambda row: row.keys[policy])
-        keys = [row.keys[policy] for row in rows]
-        self._blocks = [
-            _Block(keys[start : start + sizes.block], rows[start : start + sizes.block], sizes)
-            for start in range(0, len(rows), sizes.block)
-        ]
-        self._lasts = [block.keys[-1] for block in self._blocks if block.keys]
-
-    def __bool__(self) -> bool:
-        return bool(self._blocks)
-
-    def put(self, row: Row, before: Row | None) -> None:
-        """Add a row, in place of an earlier one of the same device where there is one."""
-        key = row.keys[self._policy]
-        if before is None:
-            self._insert(key, row)
-            return
-        number, place = self._find(before.keys[self._policy])
-        block = self._blocks[number]
-        first = number == 0 or self._lasts[number - 1] < key
-        if first and (key <= self._lasts[number] or number == len(self._lasts) - 1):
-            block.move(place, key, row)
-            self._lasts[number] = block.keys[-1]
-        else:
-            self._drop(number, place)
-            self._insert(key, row)
-
-    def remove(self, row: Row) -> None:
-        """Take a row out."""
-        self._drop(*self._find(row.keys[self._policy]))
-
-    def first(self, question: Question, last_place: int | None = None) -> Row | None:
-        """The first row in order that will do, up to ``last_place``."""
-        # As a float, like the columns: rounded both ways alike, no block is left out too many.
-        memory = float(question.request.memory_bytes or -1)
-        for block in self._blocks:
-            if block.best_free >= memory:
-                row = block.first(question, last_place)
-                if row is not None:
-                    return row
-        return None
-
-    def holds(self, question: Question) -> bool:
-        """Whether a device that could serve is only taken for now, where none will do now."""
-        for block in self._blocks:  # noqa: SIM110 - twice as fast as any() for a single block
-            if block.holds(question):
-                return True
-        return False
-
-    def _find(self, key: Key) -> tuple[int, int]:
-        number = bisect_left(self._lasts, key)
-        return number, bisect_left(self._blocks[number].keys, key)
-
-    def _insert(self, key: Key, row: Row) -> None:
-        if not self._lasts:
-            self._blocks = [_Block([key], [row], self._sizes)]
-            self._lasts = [key]
-            return
-        number = min(bisect_left(self._lasts, key), len(self._lasts) - 1)
-        block = self._blocks[number]
-        block.insert(bisect_left(block.keys, key), key, row)
-        half = self._sizes.block
-        if len(block.keys) > 2 * half:
-            upper = _Block(block.keys[half:], block.rows[half:], self._sizes)
-            del block.keys[half:], block.rows[half:]
-            block.gather()
-            self._blocks.insert(number + 1, upper)
-            self._lasts.insert(number + 1, upper.keys[-1])
-        self._lasts[number] = block.keys[-1]
-
-    def _drop(self, number: int, place: int) -> None:
-        block = self._blocks[number]
-        block.remove(place)
-        if block.keys:
-            self._lasts[number] = block.keys[-1]
-        else:
-            del self._blocks[number], self._lasts[number]
+        assert self.columns is not None
+        return np.frombuffer(self.columns[number])
 
 
-def _first_of(rows: Iterable[Row], question: Question, last_place: int | None) -> Row | None:
+def first_of(rows: Iterable[Row], question: Question, last_place: int | None) -> Row | None:
+    """The first of the rows that will do, up to ``last_place``, by a plain loop."""
     request, now, stale = question.request, question.now, question.stale_after_seconds
     allowed = None if question.kinds is None else question.kinds.allowed
     memory, nobody_ruled_out = request.memory_bytes or -1, not request.without_devices

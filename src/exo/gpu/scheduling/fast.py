@@ -144,9 +144,19 @@ class FastSelector:
         question = Question(request, kinds, now, self._stale_after_seconds)
         if request.devices or request.node is not None:
             return self._best_of_few(policy, question)
-        best = self._best_of_all(policy, question)
-        if best is None:
-            return None
+        for lane in self._table.lanes(policy):
+            row = lane.first(question)
+            if row is not None:
+                plain = not (row.display or request.prefer or request.affinity_key)
+                return row if plain else self._best_but_for(row, policy, question)
+            if not request.all_devices and lane.holds(question):
+                return None
+        return None
+
+    def _best_but_for(self, row: Row, policy: Policy, question: Question) -> Row:
+        """The best, where wishes of the request or a display may put another before ``row``."""
+        request = question.request
+        best: _Entry = (row.rank, row.keys[policy.name], row)
         few: Sequence[_Entry] = ()
         if request.prefer or request.affinity_key:
             few = _entries(self._table.singled_out(request), request, policy)
@@ -154,21 +164,10 @@ class FastSelector:
         if not best[2].display:
             return best[2]
         beside = self._table.kinds.mask(request, no_display_of=best[2].state.device.runtime)
-        lane = self._table.lanes(policy)[best[0]]
-        row = lane.first(msgspec.structs.replace(question, kinds=beside), best[1][0])
-        others = [*few] if row is None else [*few, (row.rank, row.keys[policy.name], row)]
+        lane = self._table.lane_of(policy, best[0])
+        other = lane.first(msgspec.structs.replace(question, kinds=beside), best[1][0])
+        others = [*few] if other is None else [*few, (other.rank, other.keys[policy.name], other)]
         return _not_behind_display(best, others, question)
-
-    def _best_of_all(self, policy: Policy, question: Question) -> _Entry | None:
-        for rank, lane in self._table.lanes(policy).items():
-            if not lane:
-                continue
-            row = lane.first(question)
-            if row is not None:
-                return rank, row.keys[policy.name], row
-            if not question.request.all_devices and lane.holds(question):
-                return None
-        return None
 
     def _best_of_few(self, policy: Policy, question: Question) -> Row | None:
         """The same among devices that the request names, or those of one machine."""

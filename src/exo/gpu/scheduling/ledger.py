@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -219,8 +219,10 @@ def _pool_limit(state: DeviceState, members: tuple[DeviceState, ...], snapshot: 
     )
 
 
-def _foreign(state: DeviceState, leases: Iterable[Lease]) -> int:
-    known = max([lease.used_before_bytes or 0 for lease in leases], default=0)
+def _foreign(state: DeviceState, leases: Sequence[Lease]) -> int:
+    if not leases:
+        return 0
+    known = max(lease.used_before_bytes or 0 for lease in leases)
     return min(known, _sampled_use(state) or 0)
 
 

@@ -15,6 +15,7 @@ from exo.gpu.scheduling.scorer import (
     Heat,
     MemoryFree,
     Scorer,
+    clamped,
     factor_term,
     scaled_terms,
     weighted,
@@ -57,7 +58,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             value = scorer.value(facts)
             if value is not None:
                 total *= value
-        total = max(0.0, min(1.0, total)) * weight
+        total = clamped(total) * weight
         return total + AFFINITY_WEIGHT if warm else total
 
     def score(
@@ -147,7 +148,7 @@ def _speed_words(facts: Facts, value: float | None) -> str:
 
 def _coolness(facts: Facts) -> float | None:
     celsius = facts.sample.temperature_celsius
-    return None if celsius is None else max(0.0, min(1.0, 1.0 - celsius / HOTTEST_CELSIUS))
+    return None if celsius is None else clamped(1.0 - celsius / HOTTEST_CELSIUS)
 
 
 def _coolness_words(facts: Facts, value: float | None) -> str:
