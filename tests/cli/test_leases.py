@@ -74,7 +74,9 @@ def test_a_command_waits_its_turn_and_why_says_what_for(holder, exo_gpu, command
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as one:
         (waiter,) = waiting(exo_gpu)
         told = one.stderr.readline()
-        assert told.startswith(f"exo-gpu: waiting, first in the line (exo-gpu why {waiter['waiter_id']})")
+        assert told.startswith(
+            f"exo-gpu: waiting, first in the line (exo-gpu why {waiter['waiter_id']})"
+        )
         why = exo_gpu("why", waiter["waiter_id"]).stdout
         assert "is number 1 in the line" in why
         assert "kept for it: cuda:0" in why
@@ -225,8 +227,7 @@ def test_a_command_that_takes_more_than_it_declared_is_told_on(
         assert one.stdout.readline() == "running\n"
         (lease,) = report(exo_gpu)["leases"]
         (child,) = (
-            int(pid)
-            for pid in Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text().split()
+            int(pid) for pid in Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text().split()
         )
         driver.write(card | {"processes": f"{child}:{3 * GIB}"})
         told = one.stderr.readline()

@@ -167,9 +167,7 @@ def judge(lines):
             handed.add(words[1])
         elif event == "killed":
             dead.add(words[0])
-            held = {
-                name: one for name, one in held.items() if one[0] != words[0] or name in handed
-            }
+            held = {name: one for name, one in held.items() if one[0] != words[0] or name in handed}
     return faults, counts
 
 

@@ -77,7 +77,7 @@ def in_background(act):
     def run():
         try:
             box.append(act())
-        except Exception as error:  # noqa: BLE001 - handed to the test
+        except Exception as error:
             box.append(error)
 
     thread = threading.Thread(target=run)
@@ -148,10 +148,10 @@ def test_a_waiter_is_woken_by_the_release(box, monkeypatch):
         lambda: other.acquire(WHOLE, wait_seconds=600, on_wait=lambda *told: heard.append(told))
     )
     until(lambda: heard)
-    (waiter, turn), = heard
+    ((waiter, turn),) = heard
     assert turn.ahead == ()
     assert "somebody" in leasing.place_words(waiter, turn)
-    (standing, _), = node.line()
+    ((standing, _),) = node.line()
     assert (standing.waiter_id, standing.reserved) == (waiter.waiter_id, ("cuda:0",))
     node.release(lease_id)
     thread.join(WAIT_SECONDS)
@@ -232,7 +232,7 @@ def test_a_place_can_be_taken_away(box):
     taken(node)
     thread, answer = in_background(lambda: other.acquire(WHOLE, wait_seconds=600))
     until(node.line)
-    (waiter, _), = node.line()
+    ((waiter, _),) = node.line()
     assert isinstance(node.end_lease(waiter.waiter_id), Waiter)
     thread.join(WAIT_SECONDS)
     assert isinstance(answer[0], NotNow)
@@ -274,7 +274,7 @@ def test_another_users_lease_is_not_ended(box, state_folder):
             os.setgid(65534)
             os.setuid(65534)
             node.end_lease(lease_id, force=True)
-        except Exception as error:  # noqa: BLE001 - told to the parent
+        except Exception as error:
             answer = f"{type(error).__name__}: {error}"
         finally:
             os.write(write, answer.encode())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -325,7 +327,7 @@ def test_alike_ones_are_served_in_the_order_in_which_they_came(count, rounds, lo
         machine.serve(shuffled)
         machine.end(lots.randrange(10))
     groups = [int(name[1:]) for name in machine.served]
-    assert all(later - earlier > -3 for earlier, later in zip(groups, groups[1:], strict=False))
+    assert all(later - earlier > -3 for earlier, later in pairwise(groups))
     served = set(groups)
     assert served == set(range(1, len(served) + 1)), "nobody was passed over"
 
