@@ -201,7 +201,6 @@ def machine() -> tuple:
             backend="cuda",
             runtime="cuda",
             hardware_id=f"GPU-{index}",
-            # Of the host's pool in this table: these cards' memory is nowhere to be awaited.
             memory_bytes=DEVICE_BYTES,
         )
         for index in range(DEVICES)
@@ -330,8 +329,8 @@ def main() -> int:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> list[Result]:
-    def result(metric: str, ours: float, peer: float, target: float, better: str, n: int) -> Result:
-        return Result(metric, ours, peer, PEER, "", ours, target, better, n)
+    def most(metric: str, pair: tuple[float, float], target: float, n: int) -> Result:
+        return Result(metric, *pair, PEER, "", pair[0], target, "lower", n)
 
     alone = {way: uncontended(way, folder / way, options.runs) for way in WAYS}
     crowds = {
@@ -346,17 +345,20 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Result]:
         [sys.executable, "-m", "exo.gpu", "run", "--", "true"], options.starts, folder / "wrap"
     )
     n, taken = options.runs, int(ours["taken"])
-    p50, p50_peer = (1000 * percentile(alone[way], 0.5) for way in WAYS)
-    p99, p99_peer = (1000 * percentile(alone[way], 0.99) for way in WAYS)
-    wait, wait_peer = 1000 * ours["wait_p99"], 1000 * peer["wait_p99"]
+    halves, tails = (
+        tuple(1000 * percentile(alone[way], share) for way in WAYS) for share in (0.5, 0.99)
+    )
+    waits = (1000 * ours["wait_p99"], 1000 * peer["wait_p99"])
+    rates = (ours["rate"], peer["rate"])
+    rate = ("crowd: leases a second", *rates, PEER, "", rates[0], 2000, "higher", taken)
     return [
-        result("take + release, p50, ms", p50, p50_peer, 1.0, "lower", n),
-        result("take + release, p99, ms", p99, p99_peer, 10.0, "lower", n),
-        result("crowd: leases a second", ours["rate"], peer["rate"], 2000, "higher", taken),
-        result("crowd: p99 wait for the turn, ms", wait, wait_peer, 100, "lower", taken),
-        result("crowd: over-commitments", ours["wrong"], peer["wrong"], 0, "lower", taken),
-        result("crowd: leases left behind", ours["left"], peer["left"], 0, "lower", taken),
-        result("run -- true from cold, s", start, peer_start, 0.25, "lower", options.starts),
+        most("take + release, p50, ms", halves, 1.0, n),
+        most("take + release, p99, ms", tails, 10.0, n),
+        Result(*rate),
+        most("crowd: p99 wait for the turn, ms", waits, 100, taken),
+        most("crowd: over-commitments", (ours["wrong"], peer["wrong"]), 0, taken),
+        most("crowd: leases left behind", (ours["left"], peer["left"]), 0, taken),
+        most("run -- true from cold, s", (start, peer_start), 0.25, options.starts),
     ]
 
 

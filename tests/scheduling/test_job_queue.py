@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -320,7 +320,7 @@ def test_alike_ones_are_served_in_the_order_in_which_they_came(count, rounds, lo
         machine.serve(shuffled)
         machine.end(lots.randrange(10))
     groups = [int(name[1:]) for name in machine.served]
-    assert all(later - earlier > -3 for earlier, later in itertools.pairwise(groups))
+    assert all(later - earlier > -3 for earlier, later in pairwise(groups))
     served = set(groups)
     assert served == set(range(1, len(served) + 1)), "nobody was passed over"
 

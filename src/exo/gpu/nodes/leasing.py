@@ -125,7 +125,7 @@ class LeaseDesk:
 
         """
         begun = self._clock()
-        patience = SETTLE_SECONDS if wait_seconds is None else 0.0
+        patience = 0.0 if wait_seconds is not None else SETTLE_SECONDS + 2 * SETTLING_POLL_SECONDS
         self._look()
         asker = self._asker(request)
         attempt = self._attempt(asker, lasts_seconds)
