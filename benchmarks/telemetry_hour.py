@@ -11,8 +11,8 @@ import tracemalloc
 from results import Result, report
 
 from exo.gpu.telemetry.collector import TelemetryCollector
-from exo.gpu.telemetry.readers import PowerFromEnergy
-from exo.gpu.telemetry.schedule import Schedule
+from exo.gpu.telemetry.sampling.readers import PowerFromEnergy
+from exo.gpu.telemetry.sampling.schedule import Schedule
 from exo.gpu.vocabulary.metrics import GPUMetrics
 
 DEVICES = 200

@@ -16,7 +16,7 @@ from exo.gpu.coordination.leases import decide, lease
 from exo.gpu.coordination.probes import probe_devices
 from exo.gpu.discovery import GPUDiscoveryService
 from exo.gpu.nodes.local import LocalNode
-from exo.gpu.telemetry.health import HealthBook
+from exo.gpu.telemetry.health.book import HealthBook
 from exo.gpu.vocabulary.errors import InvalidValue, NeverAvailable, NotNow, StoreError
 from exo.gpu.vocabulary.health import BY_HEALTH, Cordon, DeviceFault, FaultAction, HealthVerdict
 from exo.gpu.vocabulary.request import Request

@@ -17,8 +17,8 @@ from boxes import GIB, device, host, write_box
 from exo.gpu.coordination.cordons import uncordon
 from exo.gpu.coordination.monitor import Monitor, Subscription
 from exo.gpu.nodes.local import LocalNode
-from exo.gpu.telemetry.observation import Observation
-from exo.gpu.telemetry.store_reader import HistoryReader
+from exo.gpu.telemetry.sampling.observation import Observation
+from exo.gpu.telemetry.store.reader import HistoryReader
 from exo.gpu.vocabulary.errors import InvalidValue
 from exo.gpu.vocabulary.health import DeviceFault, FaultAction, Health, HealthEvent
 from exo.gpu.vocabulary.inventory import ChangeKind, DeviceChange
@@ -230,7 +230,7 @@ def test_a_program_ends_though_a_driver_hangs(tmp_path):
     box = write_box(tmp_path, device("cuda:0", "NVIDIA", "cuda", delay_seconds=3600), host())
     program = """
         from exo.gpu.coordination.monitor import Monitor
-        from exo.gpu.telemetry.observation import Observation
+        from exo.gpu.telemetry.sampling.observation import Observation
 
         with Monitor(cadence_seconds=0.1) as monitor:
             for event in monitor.subscribe():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exo.gpu.telemetry.batches import REFUSALS_TOLD
+from exo.gpu.telemetry.table.batches import REFUSALS_TOLD
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.vocabulary.errors import InvalidValue, UnknownName
 from exo.gpu.vocabulary.metrics import BOUNDS, SERIES, GPUMetrics

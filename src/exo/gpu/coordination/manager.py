@@ -14,9 +14,9 @@ from exo.gpu.scheduling.distributor import Distribution, Maxima, WorkloadDistrib
 from exo.gpu.scheduling.fast import FastSelector
 from exo.gpu.scheduling.selector import select
 from exo.gpu.telemetry.collector import TelemetryCollector
-from exo.gpu.telemetry.health import assess
-from exo.gpu.telemetry.pulse import PulseBoard
-from exo.gpu.telemetry.turns import Turns
+from exo.gpu.telemetry.health.book import assess
+from exo.gpu.telemetry.health.pulse import PulseBoard
+from exo.gpu.telemetry.table.turns import Turns
 from exo.gpu.telemetry_protocol import Heartbeat
 from exo.gpu.vocabulary.decision import Decision
 from exo.gpu.vocabulary.device import DeviceCapabilities, GPUDevice

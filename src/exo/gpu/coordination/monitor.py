@@ -14,11 +14,11 @@ from exo.gpu.coordination.health_guard import HealthGuard
 from exo.gpu.factory import FAKE_VARIABLE
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.nodes.watching import SEARCH_SECONDS
-from exo.gpu.telemetry.health import log_event
-from exo.gpu.telemetry.observation import Observation
-from exo.gpu.telemetry.store import HistoryWriter
-from exo.gpu.telemetry.store_lock import WriterElsewhere
-from exo.gpu.telemetry.store_schema import PATH_VARIABLE, history_path
+from exo.gpu.telemetry.health.book import log_event
+from exo.gpu.telemetry.sampling.observation import Observation
+from exo.gpu.telemetry.store.lock import WriterElsewhere
+from exo.gpu.telemetry.store.schema import PATH_VARIABLE, history_path
+from exo.gpu.telemetry.store.writer import HistoryWriter
 from exo.gpu.vocabulary.errors import StoreError
 from exo.gpu.vocabulary.health import DeviceFault, HealthEvent
 from exo.gpu.vocabulary.inventory import DeviceChange

@@ -12,9 +12,9 @@ from exo.gpu.backend import ProcessAbility, TelemetryAbility, call_with_deadline
 from exo.gpu.configuration import load_configuration
 from exo.gpu.nodes.watching import NodeWatch
 from exo.gpu.telemetry.collector import TelemetryCollector
-from exo.gpu.telemetry.health import assess
+from exo.gpu.telemetry.health.book import assess
 from exo.gpu.telemetry.probe_cache import ProbeCache, cache_path
-from exo.gpu.telemetry.rounds import DeviceSampler
+from exo.gpu.telemetry.sampling.rounds import DeviceSampler
 from exo.gpu.vocabulary.errors import BackendError, NoSuchDevice
 from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from exo.gpu.backend import FaultAbility, TelemetryAbility
 from exo.gpu.recollection import Comings
-from exo.gpu.telemetry.health import HealthBook
-from exo.gpu.telemetry.observation import Observation
-from exo.gpu.telemetry.readers import DeviceReader
-from exo.gpu.telemetry.sampler import TelemetrySampler
+from exo.gpu.telemetry.health.book import HealthBook
+from exo.gpu.telemetry.sampling.observation import Observation
+from exo.gpu.telemetry.sampling.readers import DeviceReader
+from exo.gpu.telemetry.sampling.sampler import TelemetrySampler
 from exo.gpu.vocabulary.errors import BackendError
 from exo.gpu.vocabulary.health import DeviceFault, HealthEvent
 from exo.gpu.vocabulary.inventory import ChangeKind, DeviceChange

@@ -127,7 +127,7 @@ def _json_lines() -> Any:
 
 
 def _tell_json(event: NodeEvent) -> None:
-    from exo.gpu.telemetry.observation import Observation
+    from exo.gpu.telemetry.sampling.observation import Observation
     from exo.gpu.vocabulary.health import DeviceFault, HealthEvent
     from exo.gpu.vocabulary.inventory import DeviceChange
 
@@ -151,7 +151,7 @@ def _write(line: bytes) -> None:
 
 def _tell_people(event: NodeEvent) -> None:
     from exo.gpu.cli.render import said_line, sample_line
-    from exo.gpu.telemetry.observation import Observation
+    from exo.gpu.telemetry.sampling.observation import Observation
     from exo.gpu.vocabulary.health import DeviceFault, HealthEvent
     from exo.gpu.vocabulary.inventory import DeviceChange
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.telemetry.store_schema import MOST_DEVICES
+from exo.gpu.telemetry.store.schema import MOST_DEVICES
 
 if TYPE_CHECKING:
     from exo.gpu.database import Connection

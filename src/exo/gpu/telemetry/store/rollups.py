@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from exo.gpu.telemetry.blocks import STEPS, Layout
+from exo.gpu.telemetry.store.blocks import STEPS, Layout
 from exo.gpu.vocabulary.errors import StoreDamaged
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from exo.gpu.telemetry import health_rules as rules
+from exo.gpu.telemetry.health import rules
 from exo.gpu.vocabulary.health import DeviceFault, Health, ThrottleKind
 from exo.gpu.vocabulary.metrics import GPUMetrics
 

@@ -8,9 +8,8 @@ import time
 from typing import TYPE_CHECKING
 
 from exo.gpu.database import open_to_read, reading, used_bytes
-from exo.gpu.telemetry.blocks import SAMPLES
-from exo.gpu.telemetry.rollups import resample, run_starts, summarize
-from exo.gpu.telemetry.store_queries import (
+from exo.gpu.telemetry.store.blocks import SAMPLES
+from exo.gpu.telemetry.store.queries import (
     HOUR_MINUTES,
     find_device,
     oldest_period,
@@ -18,9 +17,10 @@ from exo.gpu.telemetry.store_queries import (
     read_raw,
     read_rollups,
 )
-from exo.gpu.telemetry.store_rows import join
-from exo.gpu.telemetry.store_schema import VERSION, version_of
-from exo.gpu.telemetry.store_series import HistoryStatistics, KeptEvent, KnownDevice, Series
+from exo.gpu.telemetry.store.rollups import resample, run_starts, summarize
+from exo.gpu.telemetry.store.rows import join
+from exo.gpu.telemetry.store.schema import VERSION, version_of
+from exo.gpu.telemetry.store.series import HistoryStatistics, KeptEvent, KnownDevice, Series
 from exo.gpu.vocabulary.errors import InvalidValue, StoreError, UnknownName
 from exo.gpu.vocabulary.units import check_number, check_whole
 

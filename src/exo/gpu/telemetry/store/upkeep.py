@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from exo.gpu.database import give_back, used_bytes
-from exo.gpu.telemetry.blocks import pack, unpack
-from exo.gpu.telemetry.rollups import HOURS, flatten, merge_minutes, unflatten, unpack_minute
-from exo.gpu.telemetry.store_schema import MOST_DEVICES, device_of, key_of, period_of
+from exo.gpu.telemetry.store.blocks import pack, unpack
+from exo.gpu.telemetry.store.rollups import HOURS, flatten, merge_minutes, unflatten, unpack_minute
+from exo.gpu.telemetry.store.schema import MOST_DEVICES, device_of, key_of, period_of
 from exo.gpu.vocabulary.units import check_number, check_whole
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from exo.gpu.telemetry.figures import Aggregate
-from exo.gpu.telemetry.packed import Floats, Mask, Rows
+from exo.gpu.telemetry.table.figures import Aggregate
+from exo.gpu.telemetry.table.packed import Floats, Mask, Rows
 from exo.gpu.vocabulary.metrics import READINGS, SERIES
 
 _TOTAL = SERIES.index("memory_total_bytes")

@@ -10,7 +10,7 @@ import msgspec
 
 from exo.gpu.database import Connection, check_whole_file, open_history, reading
 from exo.gpu.file_systems import NETWORK_FILE_SYSTEMS, file_system
-from exo.gpu.telemetry.store_schema import VERSION, migrate, version_of
+from exo.gpu.telemetry.store.schema import VERSION, migrate, version_of
 from exo.gpu.vocabulary.errors import StoreDamaged, StoreError
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from exo.gpu.telemetry.packed import Floats, Mask, Rows
-from exo.gpu.telemetry.roster import Grouping, Roster
+from exo.gpu.telemetry.table.packed import Floats, Mask, Rows
+from exo.gpu.telemetry.table.roster import Grouping, Roster
 from exo.gpu.vocabulary.device import DeviceClass
 from exo.gpu.vocabulary.metrics import SERIES
 

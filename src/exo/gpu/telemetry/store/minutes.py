@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.telemetry.store_rows import Rows, join, write_minutes, write_pending
+from exo.gpu.telemetry.store.rows import Rows, join, write_minutes, write_pending
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from exo.gpu.telemetry.roster import Description, Roster
-from exo.gpu.telemetry.turns import Turns
-from exo.gpu.telemetry.waiting import Waiting
+from exo.gpu.telemetry.table.roster import Description, Roster
+from exo.gpu.telemetry.table.turns import Turns
+from exo.gpu.telemetry.table.waiting import Waiting
 from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.errors import InvalidValue
 from exo.gpu.vocabulary.metrics import GPUMetrics
@@ -20,10 +20,10 @@ from exo.gpu.vocabulary.units import check_number, check_text, check_whole
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from exo.gpu.telemetry.columns import Columns, DeviceRows
-    from exo.gpu.telemetry.figures import BatchResult
-    from exo.gpu.telemetry.packed import Rows
-    from exo.gpu.telemetry.remarks import Remark
+    from exo.gpu.telemetry.table.columns import Columns, DeviceRows
+    from exo.gpu.telemetry.table.figures import BatchResult
+    from exo.gpu.telemetry.table.packed import Rows
+    from exo.gpu.telemetry.table.remarks import Remark
 
 # Ten times the largest cluster aimed at; a sender that invents ids cannot fill the memory.
 MAX_DEVICES = 10_000
@@ -154,8 +154,8 @@ class Intake:
             UnknownName: for a reading that no sample has.
 
         """
-        from exo.gpu.telemetry.batches import Batch
-        from exo.gpu.telemetry.columns import devices_told
+        from exo.gpu.telemetry.table.batches import Batch
+        from exo.gpu.telemetry.table.columns import devices_told
 
         batch = Batch(len(devices), timestamps, readings, received_at, remarks)
         with self._lock:
@@ -247,7 +247,7 @@ class Intake:
                 self._newest.pop(device_id, None)
 
     def _rows(self, columns: Columns, devices: Sequence[str] | DeviceRows) -> Rows:
-        from exo.gpu.telemetry.columns import DeviceRows
+        from exo.gpu.telemetry.table.columns import DeviceRows
 
         if isinstance(devices, DeviceRows):
             return columns.current(devices)
@@ -259,7 +259,7 @@ class Intake:
     def _columns(self) -> Columns:
         """The columns, with all that waited in them."""
         if self._opened is None:
-            from exo.gpu.telemetry.columns import Columns
+            from exo.gpu.telemetry.table.columns import Columns
 
             self._opened = Columns(
                 self._roster,

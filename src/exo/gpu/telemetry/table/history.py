@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from exo.gpu.telemetry.packed import Floats, Mask, PackedColumn, Rows
+from exo.gpu.telemetry.table.packed import Floats, Mask, PackedColumn, Rows
 
 TIMESTAMP = "timestamp"
 RECEIVED_AT = "received_at"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from exo.gpu.telemetry.figures import BatchResult, Refusal
-from exo.gpu.telemetry.history import RECEIVED_AT, REMARK, TIMESTAMP, Block
-from exo.gpu.telemetry.packed import Floats, Mask
-from exo.gpu.telemetry.remarks import Remark, Remarks
+from exo.gpu.telemetry.table.figures import BatchResult, Refusal
+from exo.gpu.telemetry.table.history import RECEIVED_AT, REMARK, TIMESTAMP, Block
+from exo.gpu.telemetry.table.packed import Floats, Mask
+from exo.gpu.telemetry.table.remarks import Remark, Remarks
 from exo.gpu.vocabulary.errors import InvalidValue, UnknownName
 from exo.gpu.vocabulary.metrics import BOUNDS, SERIES, Bound
 

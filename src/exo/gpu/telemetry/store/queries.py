@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.telemetry.blocks import unpack
-from exo.gpu.telemetry.rollups import (
+from exo.gpu.telemetry.store.blocks import unpack
+from exo.gpu.telemetry.store.rollups import (
     HOURS,
     PARTS,
     merge_minutes,
@@ -18,9 +18,9 @@ from exo.gpu.telemetry.rollups import (
     unflatten,
     unpack_minute,
 )
-from exo.gpu.telemetry.store_rows import Rows, read_block, read_open
-from exo.gpu.telemetry.store_schema import key_of, period_of
-from exo.gpu.telemetry.store_series import KnownDevice
+from exo.gpu.telemetry.store.rows import Rows, read_block, read_open
+from exo.gpu.telemetry.store.schema import key_of, period_of
+from exo.gpu.telemetry.store.series import KnownDevice
 from exo.gpu.vocabulary.errors import NoSuchDevice, StoreDamaged
 
 if TYPE_CHECKING:

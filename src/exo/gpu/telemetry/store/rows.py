@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.telemetry.blocks import SAMPLES, Layout, pack, unpack
-from exo.gpu.telemetry.rollups import (
+from exo.gpu.telemetry.store.blocks import SAMPLES, Layout, pack, unpack
+from exo.gpu.telemetry.store.rollups import (
     combine,
     pack_minute,
     run_starts,
     summarize,
     unpack_minute,
 )
-from exo.gpu.telemetry.store_schema import DEVICE_BITS, device_of, key_of, period_of
+from exo.gpu.telemetry.store.schema import DEVICE_BITS, device_of, key_of, period_of
 from exo.gpu.vocabulary.errors import StoreDamaged
 
 if TYPE_CHECKING:

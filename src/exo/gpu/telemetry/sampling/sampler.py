@@ -9,16 +9,16 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
-from exo.gpu.telemetry.device_threads import Answer, DeviceThread, Gate
-from exo.gpu.telemetry.observation import Observation, Teller
-from exo.gpu.telemetry.readers import PowerFromEnergy
-from exo.gpu.telemetry.schedule import Schedule, check_cadence
+from exo.gpu.telemetry.sampling.device_threads import Answer, DeviceThread, Gate
+from exo.gpu.telemetry.sampling.observation import Observation, Teller
+from exo.gpu.telemetry.sampling.readers import PowerFromEnergy
+from exo.gpu.telemetry.sampling.schedule import Schedule, check_cadence
 from exo.gpu.vocabulary.errors import ManagerClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from exo.gpu.telemetry.device_threads import Reader
+    from exo.gpu.telemetry.sampling.device_threads import Reader
 
 logger = logging.getLogger("exo.gpu.telemetry.sampler")
 

@@ -11,16 +11,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from exo.gpu.telemetry.batches import Batch
-from exo.gpu.telemetry.figures import Aggregate, BatchResult, Statistics
-from exo.gpu.telemetry.groups import Groups
-from exo.gpu.telemetry.history import RECEIVED_AT, REMARK, TIMESTAMP, Block
-from exo.gpu.telemetry.packed import Floats, Rows
-from exo.gpu.telemetry.roster import Grouping, Roster
-from exo.gpu.telemetry.table import DeviceTable
-from exo.gpu.telemetry.totals import MEMORY, Totals
-from exo.gpu.telemetry.waiting import Waiting
-from exo.gpu.telemetry.windows import Window
+from exo.gpu.telemetry.table.batches import Batch
+from exo.gpu.telemetry.table.figures import Aggregate, BatchResult, Statistics
+from exo.gpu.telemetry.table.groups import Groups
+from exo.gpu.telemetry.table.history import RECEIVED_AT, REMARK, TIMESTAMP, Block
+from exo.gpu.telemetry.table.packed import Floats, Rows
+from exo.gpu.telemetry.table.roster import Grouping, Roster
+from exo.gpu.telemetry.table.table import DeviceTable
+from exo.gpu.telemetry.table.totals import MEMORY, Totals
+from exo.gpu.telemetry.table.waiting import Waiting
+from exo.gpu.telemetry.table.windows import Window
 from exo.gpu.vocabulary.metrics import SERIES, GPUMetrics
 
 Lines = tuple[Floats, Floats]

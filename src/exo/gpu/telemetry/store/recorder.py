@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from exo.gpu.database import immediate
-from exo.gpu.telemetry.store_file import OpenFile, open_file, set_aside
-from exo.gpu.telemetry.store_identities import Identities
-from exo.gpu.telemetry.store_minutes import OpenMinutes, Plan
-from exo.gpu.telemetry.store_rows import read_pending, tabulate
-from exo.gpu.telemetry.store_upkeep import HistoryLimits, tidy
+from exo.gpu.telemetry.store.file import OpenFile, open_file, set_aside
+from exo.gpu.telemetry.store.identities import Identities
+from exo.gpu.telemetry.store.minutes import OpenMinutes, Plan
+from exo.gpu.telemetry.store.rows import read_pending, tabulate
+from exo.gpu.telemetry.store.upkeep import HistoryLimits, tidy
 from exo.gpu.vocabulary.errors import StoreDamaged
 from exo.gpu.vocabulary.health import DeviceFault, HealthEvent
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from exo.gpu.telemetry.rollups import PARTS
+from exo.gpu.telemetry.store.rollups import PARTS
 from exo.gpu.vocabulary.messages import WireValue
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exo.gpu.telemetry.history import FACTS, RECEIVED_AT, REMARK, TIMESTAMP, Block, History
-from exo.gpu.telemetry.packed import Floats, Rows
-from exo.gpu.telemetry.remarks import Remark, Remarks
+from exo.gpu.telemetry.table.history import FACTS, RECEIVED_AT, REMARK, TIMESTAMP, Block, History
+from exo.gpu.telemetry.table.packed import Floats, Rows
+from exo.gpu.telemetry.table.remarks import Remark, Remarks
 from exo.gpu.vocabulary.metrics import BOUNDS, SERIES, GPUMetrics
 
 _FIRST_ROWS = 16

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from exo.gpu.telemetry.figures import Statistics
-from exo.gpu.telemetry.packed import Floats, Mask
+from exo.gpu.telemetry.table.figures import Statistics
+from exo.gpu.telemetry.table.packed import Floats, Mask
 
 GAP_CADENCES = 3.0
 """A hole of more than so many cadences is not integrated over: nobody knows what was in it."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from exo.gpu.telemetry.health_measures import Bound, Facts, Plan, Rise, worst
-from exo.gpu.telemetry.health_rules import FAULT, RISE
+from exo.gpu.telemetry.health.measures import Bound, Facts, Plan, Rise, worst
+from exo.gpu.telemetry.health.rules import FAULT, RISE
 from exo.gpu.vocabulary.health import Health, HealthVerdict
 from exo.gpu.vocabulary.snapshot import STALE_AFTER_SECONDS
 

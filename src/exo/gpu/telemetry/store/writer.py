@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.telemetry.store_lock import WriterElsewhere, WriterLock, take_lock
-from exo.gpu.telemetry.store_recorder import Recorder
-from exo.gpu.telemetry.store_upkeep import HistoryLimits
+from exo.gpu.telemetry.store.lock import WriterElsewhere, WriterLock, take_lock
+from exo.gpu.telemetry.store.recorder import Recorder
+from exo.gpu.telemetry.store.upkeep import HistoryLimits
 from exo.gpu.vocabulary.errors import InvalidValue, StoreError
 from exo.gpu.vocabulary.metrics import GPUMetrics
 from exo.gpu.vocabulary.units import check_number, check_whole
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from exo.gpu.telemetry.store_file import OpenFile
+    from exo.gpu.telemetry.store.file import OpenFile
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.health import DeviceFault, HealthEvent
 

@@ -8,9 +8,9 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from exo.gpu.telemetry.health_measures import Facts, planner, worst
-from exo.gpu.telemetry.health_record import DeviceRecord
-from exo.gpu.telemetry.health_rules import (
+from exo.gpu.telemetry.health.measures import Facts, planner, worst
+from exo.gpu.telemetry.health.record import DeviceRecord
+from exo.gpu.telemetry.health.rules import (
     DEFAULT_RULES,
     FAULT,
     RISE,
@@ -245,7 +245,7 @@ class HealthBook:
 
 
 def log_event(event: HealthEvent) -> None:
-    """One line in the log ``exo.gpu.telemetry.health``: a warning where it became worse."""
+    """One line in the log ``exo.gpu.telemetry.health.book``: a warning where it became worse."""
     worse = SEVERITY.index(event.after) > SEVERITY.index(event.before)
     logger.log(
         logging.WARNING if worse else logging.INFO,
