@@ -39,7 +39,7 @@ def test_the_best_device_is_printed_alone(devices, exo_gpu):
         (["--affinity", "llama", "--priority", "3"], ["cuda:0"]),
         (
             ["--all-devices", "--count", "2", "--same-node", "--interconnect", "any"],
-            ["cuda:0", "cpu:0"],
+            ["cuda:0", "rocm:0"],
         ),
         (["--all-devices", "--count", "3"], ["cuda:0", "cpu:0", "rocm:0"]),
     ],

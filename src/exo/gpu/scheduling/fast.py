@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -122,9 +123,8 @@ class FastSelector:
             choice = self.choose(request, now=now)
             taken = self._leases(choice.chosen, request)
             for device_id, lease in zip(choice.chosen, taken, strict=True):
-                state = _aged(self._table.rows[device_id], now)
-                leases = (*state.leases, lease)
-                self.update(msgspec.structs.replace(state, leases=leases), now=now)
+                row = self._table.rows[device_id]
+                self.update(_aged(row, now, leases=(*row.state.leases, lease)), now=now)
             choices.append(Choice(choice.chosen, choice.table_version, taken))
         return choices
 
@@ -245,8 +245,8 @@ def _not_behind_display(best: _Entry, entries: Iterable[_Entry], question: Quest
     return min(others, key=_order, default=best)[2]
 
 
-def _aged(row: Row, now: float) -> DeviceState:
-    """What was told of the device, with its sample as old as it is by now."""
-    if row.received_at == math.inf:
-        return row.state
-    return msgspec.structs.replace(row.state, sample_age_seconds=now - row.received_at)
+def _aged(row: Row, now: float, **changes: Any) -> DeviceState:
+    """What was told of the device, with its sample as old as it is by now, and with changes."""
+    if row.received_at != math.inf:
+        changes["sample_age_seconds"] = now - row.received_at
+    return msgspec.structs.replace(row.state, **changes) if changes else row.state

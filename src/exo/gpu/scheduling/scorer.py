@@ -244,7 +244,9 @@ def _memory_ratio(
     if sample.memory_used_bytes is None or not total:
         return None
     free = total - sample.memory_used_bytes - (sample.memory_reserved_bytes or 0)
-    return clamped((free if free_bytes is None else min(free, free_bytes)) / total)
+    if free_bytes is not None and free_bytes < free:
+        free = free_bytes
+    return clamped(free / total)
 
 
 def _idle(sample: GPUMetrics) -> float | None:
