@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 from results import Result, report
 
 from exo.gpu.telemetry.store.blocks import SAMPLES
-from exo.gpu.telemetry.store.writer import HistoryWriter
 from exo.gpu.telemetry.store.reader import HistoryReader
 from exo.gpu.telemetry.store.upkeep import HistoryLimits
+from exo.gpu.telemetry.store.writer import HistoryWriter
 from exo.gpu.vocabulary.metrics import GPUMetrics
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exo.gpu.telemetry.table import remarks, turns
 from exo.gpu.telemetry.collector import TelemetryCollector
+from exo.gpu.telemetry.table import remarks, turns
 from exo.gpu.telemetry.table.packed import PackedColumn
 from exo.gpu.telemetry.table.remarks import Remarks
 from exo.gpu.vocabulary.metrics import SERIES, GPUMetrics

@@ -10,12 +10,12 @@ import pytest
 from histories import START, plain, realistic
 
 from exo.gpu.telemetry.store.blocks import STEPS
-from exo.gpu.telemetry.store.writer import HistoryWriter
 from exo.gpu.telemetry.store.lock import WriterElsewhere
 from exo.gpu.telemetry.store.minutes import IDLE_SECONDS, MOST_OPEN, OpenMinutes
 from exo.gpu.telemetry.store.reader import HistoryReader
 from exo.gpu.telemetry.store.rows import tabulate
 from exo.gpu.telemetry.store.schema import history_path
+from exo.gpu.telemetry.store.writer import HistoryWriter
 from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.errors import InvalidValue, NoSuchDevice, StoreError, UnknownName
 from exo.gpu.vocabulary.health import DeviceFault, FaultAction, Health, HealthEvent

@@ -15,9 +15,9 @@ import pytest
 from histories import START, plain
 
 from exo.gpu.telemetry.store import file as store_file
-from exo.gpu.telemetry.store.writer import HistoryWriter
 from exo.gpu.telemetry.store.file import KEPT_DAMAGED
 from exo.gpu.telemetry.store.reader import HistoryReader
+from exo.gpu.telemetry.store.writer import HistoryWriter
 from exo.gpu.vocabulary.errors import StoreDamaged, StoreError
 
 HERE = Path(__file__).parent
