@@ -327,6 +327,7 @@ class TestLifecycle:
             manager.snapshot,
             manager.select_best_device,
             lambda: manager.distribute_workload([1]),
+            manager.lease,
         ]
         for call in calls:
             with pytest.raises(ManagerClosed, match="was shut down"):
@@ -346,7 +347,7 @@ class TestLifecycle:
         assert public == {
             "register_device", "unregister_device", "get_device", "list_devices",
             "get_capabilities", "get_aggregated_metrics", "snapshot", "select_best_device",
-            "distribute_workload", "record_metrics", "record_heartbeat", "shutdown",
+            "distribute_workload", "record_metrics", "record_heartbeat", "shutdown", "lease",
         }  # fmt: skip
 
     async def test_async_with_shuts_down_also_after_an_error(self):

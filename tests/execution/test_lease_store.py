@@ -356,7 +356,7 @@ def test_an_interrupt_within_a_decision_leaves_the_store_free(store):
     with pytest.raises(KeyboardInterrupt):
         take(store, interrupted)
     other = LeaseStore(store.place)
-    (held,) = other.take(always).leases
+    _, (held,) = take(other, always)
     held.release()
     other.close()
 

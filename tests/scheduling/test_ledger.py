@@ -156,7 +156,7 @@ sizes = st.integers(0, 64)
 @given(
     total=sizes,
     used=st.none() | sizes,
-    grants=st.lists(st.tuples(st.none() | sizes, st.none() | sizes)),
+    grants=st.lists(st.tuples(st.none() | st.integers(1, 64), st.none() | sizes)),
     host_used=st.none() | sizes,
     shared=st.booleans(),
 )
