@@ -87,7 +87,7 @@ def load_error(payload: bytes) -> BaseException:
 
     One that cannot be rebuilt here becomes an ``ExecutionError`` with its class and text.
     """
-    pickled, summary, text = pickle.loads(payload)
+    pickled, summary, text, *_ = pickle.loads(payload)
     error: object = None
     if pickled is not None:
         try:
@@ -98,3 +98,9 @@ def load_error(payload: bytes) -> BaseException:
         error = ExecutionError(summary)
     error.__cause__ = RemoteTraceback(text)
     return error
+
+
+def names_and_text(payload: bytes) -> tuple[tuple[str, ...], str]:
+    """The classes of the exception that a worker sent, its own first, and its text."""
+    _, summary, _, *names = pickle.loads(payload)
+    return (tuple(names[0]) if names else ()), summary
