@@ -9,7 +9,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from exo.gpu.execution.runner import Runner, kill_group, run_command
+from exo.gpu.execution.command import run_command
+from exo.gpu.execution.runner import Runner, kill_group
 from exo.gpu.vocabulary.errors import WorkerDied
 from exo.gpu.vocabulary.job import (
     SlotDied,
