@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING
