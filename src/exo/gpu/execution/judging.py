@@ -6,8 +6,8 @@ import time
 
 import msgspec
 
-from exo.gpu.execution.outcome import TAIL_BYTES, Evidence, classify
 from exo.gpu.execution.out_of_memory import Patterns
+from exo.gpu.execution.outcome import TAIL_BYTES, Evidence, classify
 from exo.gpu.execution.payloads import names_and_text
 from exo.gpu.vocabulary.job import Cause, Ending, Outcome
 
