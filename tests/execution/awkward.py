@@ -148,3 +148,8 @@ def fail_twice(folder: str) -> int:
     if tries < 2:
         raise KeyError(tries)
     return tries
+
+
+def slow_where(_: object) -> str:
+    time.sleep(0.02)
+    return where()

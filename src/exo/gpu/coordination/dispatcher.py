@@ -271,9 +271,9 @@ class Dispatcher:
                     self._handle(self._inbox.get(timeout=self._picky.look_seconds))
                 while not self._inbox.empty():
                     self._handle(self._inbox.get())
-                self._feed()
                 if self._picky.jobs or self._picky.retired or self._retiring:
                     self._make_room()
+                self._feed()
             kill = self._closing is not None and self._closing.kill
             self._node.close_slots(tuple(self._slots), kill=kill)
         except BaseException as error:
@@ -386,6 +386,7 @@ class Dispatcher:
         tried = slot is not None and not job.cancelled and not job.chunks
         verdict = self._endings.judge(job, alone=alone) if tried else NO_RETRY
         if verdict.cordon and slot is not None:
+            self._problem = f"{slot.device.device_id} is lost: {outcome.reason}"
             self._retire(slot.device.device_id)
         if not verdict.again:
             self._sent.pop(outcome.item)

@@ -181,7 +181,14 @@ def _elsewhere(
     attempts: Sequence[Attempt], policy: RetryPolicy, rooms: Sequence[Room], again: RetryVerdict
 ) -> RetryVerdict:
     losses = sum(one.cause is Cause.DEVICE_LOST for one in attempts)
-    if all(room.device_id in again.without_devices for room in rooms):
+    need = again.memory_bytes or 0
+    others = [
+        room
+        for room in rooms
+        if room.device_id not in again.without_devices
+        and (room.memory_bytes is None or room.memory_bytes >= need)
+    ]
+    if not others:
         no, reason = True, "there is no other device that it may use"
     else:
         no = not try_again(losses, policy.max_attempts)
