@@ -7,15 +7,15 @@ import concurrent.futures
 import os
 import threading
 from collections import Counter
-from pathlib import Path
 
 import awkward
 import functions
 import pytest
 from boxes import GIB, device, host
 
-from exo.gpu.coordination.dispatcher import Dispatcher, Job
+from exo.gpu.coordination.dispatcher import Dispatcher
 from exo.gpu.coordination.executor import GPUExecutor
+from exo.gpu.coordination.items import Job
 from exo.gpu.coordination.slots import request_of
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.scheduling.retry import RetryPolicy
@@ -172,8 +172,7 @@ def test_a_stream_that_was_heard_is_not_begun_again(two_fakes):
         stream = executor.chunks(awkward.yield_then_die, 3)
         read = []
         with pytest.raises(WorkerDied, match="exited with status 4"):
-            for chunk in stream:
-                read.append(chunk)
+            read.extend(stream)
         assert read == [0, 1, 2]
         assert len(stream.attempts) == 1
         silent = executor.chunks(awkward.yield_then_die, 0)

@@ -96,12 +96,10 @@ def retry_names(retry_on: Iterable[object]) -> tuple[str, ...]:
             names.append(f"{one.__module__}.{one.__qualname__}")
         elif isinstance(one, Cause):
             names.append(one.value)
-        elif isinstance(one, int) and not isinstance(one, bool):
+        elif isinstance(one, (int, str)) and one != "" and not isinstance(one, bool):
             names.append(str(one))
-        elif isinstance(one, str) and one:
-            names.append(one)
         else:
-            raise InvalidValue("retry_on", one, "an exception class, a cause or an exit status")
+            raise InvalidValue("retry_on", repr(one), "an exception class, a cause or an exit status")
     return tuple(names)
 
 
