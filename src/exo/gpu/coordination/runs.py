@@ -12,7 +12,7 @@ from exo.gpu.nodes.leasing import place_words
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.nodes.overrun import OVERRUN_WAYS
 from exo.gpu.scheduling.retry import try_again
-from exo.gpu.vocabulary.errors import InvalidValue, NotNow, UnknownName
+from exo.gpu.vocabulary.errors import InvalidValue, NoDevice, UnknownName
 from exo.gpu.vocabulary.units import check_number, check_whole
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def run_command(
             listeners.on_retry(end)
         try:
             following = _run_once(argv, request, plan, listeners, node)
-        except NotNow as error:
+        except NoDevice as error:
             logger.warning("it is not tried again: %s", error)
             return end
         end = msgspec.structs.replace(following, attempts=end.attempts + 1)
