@@ -29,6 +29,9 @@ RESTRICTIONS = (
     "ONEAPI_DEVICE_SELECTOR",
     "ZE_AFFINITY_MASK",
     "MESA_VK_DEVICE_SELECT",
+    "MESA_VK_DEVICE_SELECT_FORCE_DEFAULT_DEVICE",
+    "NODEVICE_SELECT",
+    "GGML_VK_VISIBLE_DEVICES",
 )
 
 # A time says nothing on a loaded machine: pytest's limit ends what hangs.
