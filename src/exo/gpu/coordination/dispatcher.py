@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.coordination.slots import acquire_slots
+from exo.gpu.coordination.slots import acquire_for_all
 from exo.gpu.scheduling.scheduler import PullScheduler
 from exo.gpu.vocabulary.errors import ExecutorClosed
 from exo.gpu.vocabulary.job import (
@@ -59,7 +59,10 @@ class Job(msgspec.Struct, eq=False):
     end: Callable[[Outcome, Job], None]
     payload: bytes = b""
     function: Function | None = None
-    command: str | None = None
+    command: Callable[[int], str] | None = None
+    """The shell's text, given the number of the slot that takes it."""
+    deadline_seconds: float | None = None
+    """How long the command may take."""
     device_id: str | None = None
     """At its first try only a slot of this device takes it."""
     chunk: int | None = None
@@ -96,7 +99,7 @@ class Dispatcher:
     def __init__(
         self,
         node: Node,
-        request: Request,
+        request: Request | tuple[Request, ...],
         *,
         setup: SlotSetup | None,
         slots: int | None = None,
@@ -104,7 +107,10 @@ class Dispatcher:
         own_node: bool = False,
         wait_seconds: float | None = None,
     ) -> None:
-        """Take the leases and start the slots; with ``own_node`` the node is closed at the end."""
+        """Take the leases and start the slots; with ``own_node`` the node is closed at the end.
+
+        Of several requests each is met as far as it can be, and at least one.
+        """
         self._node = node
         self._own_node = own_node
         self._scheduler = PullScheduler(max_attempts=max_attempts)
@@ -139,13 +145,14 @@ class Dispatcher:
 
     def _open_slots(
         self,
-        request: Request,
+        request: Request | tuple[Request, ...],
         setup: SlotSetup | None,
         slots: int | None,
         wait_seconds: float | None,
     ) -> tuple[Refusal, ...]:
-        acquired, decision = acquire_slots(
-            self._node, request, slots=slots, wait_seconds=wait_seconds
+        requests = request if isinstance(request, tuple) else (request,)
+        acquired, left_out = acquire_for_all(
+            self._node, requests, slots=slots, wait_seconds=wait_seconds
         )
         waiting = deque(acquired)
         try:
@@ -159,7 +166,7 @@ class Dispatcher:
             for lease_id, _ in waiting:
                 self._node.release(lease_id)
             raise
-        return decision.left_out
+        return left_out
 
     @property
     def problem(self) -> str:
@@ -354,7 +361,8 @@ class Dispatcher:
                 payloads=tuple(job.payload for job in jobs),
                 function=first.function.number if first.function else None,
                 function_payload=first.function.payload if first.function else b"",
-                command=first.command,
+                command=first.command(slot.number) if first.command is not None else None,
+                deadline_seconds=first.deadline_seconds,
             ),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 
@@ -58,6 +59,22 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     function: int | None = None
     function_payload: bytes = b""
     command: str | None = None
+    deadline_seconds: float | None = None
+    """How long a command may take before it is ended; None: as long as it likes."""
+
+
+class HeldOutput(Protocol):
+    """What a command printed, where it is too much to hold in memory; gone once it is closed."""
+
+    size_bytes: int
+
+    def read(self, offset: int, count: int) -> bytes:
+        """So many bytes from there; fewer at the end."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it; harmless twice."""
+        ...
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,8 +91,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     payload: bytes = b""
     reason: str = ""
     exit_status: int | None = None
+    timed_out: bool = False
+    """Whether it was ended because it took too long."""
     stdout: bytes = b""
     stderr: bytes = b""
+    held_stdout: HeldOutput | None = None
+    """Instead of ``stdout`` where that is much; whoever reads it closes it."""
+    held_stderr: HeldOutput | None = None
 
 
 class SlotReady(msgspec.Struct, frozen=True):
