@@ -41,6 +41,8 @@ class Command(msgspec.Struct, frozen=True):
     text: Callable[[Lane], str]
     digest: int = 0
     """A checksum of its item, for the journal."""
+    label: str = ""
+    """What people call it, where they want to see that."""
 
 
 class CommandDone(msgspec.Struct, frozen=True):
@@ -54,14 +56,18 @@ class CommandDone(msgspec.Struct, frozen=True):
     attempts: tuple[Attempt, ...] = ()
     """Every try at it, the last one included."""
     digest: int = 0
+    label: str = ""
+    turn: int = 0
+    """Its place, from 0, among those that the source gave."""
 
 
 class CommandRun:
     """Runs commands from an iterable as slots come free; iterate it for those that ended.
 
     The source is read only a little ahead of what runs, and what ended waits for the reader, so
-    that millions of commands need no memory. Use it in a ``with`` block: leaving it early ends
-    what still runs.
+    that millions of commands need no memory. The devices are held from the start, work begins
+    with the first look at what ended. Use it in a ``with`` block, once: leaving it early ends what
+    still runs.
 
     With ``wait_seconds`` the first device is waited for in the line. A command that fails is
     tried ``retries`` times more, and one that takes longer than ``timeout_seconds`` has failed.
@@ -111,7 +117,6 @@ class CommandRun:
         )
         # An interrupt may come before the reader's ``with`` block: nothing runs on after us.
         atexit.register(self.close)
-        self._feeder.start()
 
     @property
     def devices(self) -> tuple[GPUDevice, ...]:
@@ -142,11 +147,12 @@ class CommandRun:
         self.close()
 
     def __iter__(self) -> Iterator[CommandDone]:
-        """The commands that ended, in that order.
+        """The commands that ended, in that order; the first call begins the work.
 
         An error of the source is raised here, once what had begun has ended.
         """
         failure: Exception | None = None
+        self._feeder.start()
         while self._expected is None or self._seen < self._expected:
             done = self._ended.get()
             if isinstance(done, _SourceEnded):
@@ -188,7 +194,7 @@ class CommandRun:
                         return
                     self._pulled += 1
                 whole = _plain(place, command) if isinstance(command, str) else command
-                self._dispatcher.add([self._job(whole)])
+                self._dispatcher.add([self._job(whole, place)])
         except ExecutorClosed:
             return
         except Exception as error:  # noqa: BLE001 - whatever the source raises is the reader's
@@ -196,7 +202,7 @@ class CommandRun:
         else:
             self._ended.put(_SourceEnded())
 
-    def _job(self, command: Command) -> Job:
+    def _job(self, command: Command, turn: int) -> Job:
         texts: list[str] = []
 
         def text(slot: int) -> str:
@@ -214,6 +220,8 @@ class CommandRun:
                         outcome,
                         job.attempts,
                         command.digest,
+                        command.label,
+                        turn,
                     )
                 )
 

@@ -8,10 +8,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exo.gpu.execution.job_folder import SUFFIX, journals, jobs_folder, read_ends
+from exo.gpu.execution.job_folder import SUFFIX, jobs_folder, journals, read_ends
 from exo.gpu.execution.journal import read_journal, read_records
 from exo.gpu.vocabulary.errors import JournalError, NoSuchJob
-from exo.gpu.vocabulary.journal import ChunkEnded, ItemEnded, JobBegun, JobTally
+from exo.gpu.vocabulary.journal import ChunkEnded, ItemEnded, JobTally
 from exo.gpu.vocabulary.messages import WireValue
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exo.gpu.execution.job_folder import enrol, journals, jobs_folder, new_job_id, read_ends
+from exo.gpu.execution.job_folder import enrol, jobs_folder, journals, new_job_id, read_ends
 from exo.gpu.execution.journal import Journal
 from exo.gpu.vocabulary.errors import JournalError
 from exo.gpu.vocabulary.journal import (
@@ -254,8 +254,8 @@ def find_job(environ: Mapping[str, str], templates: dict[str, str], name: str = 
         except JournalError as error:
             logger.debug("passed over: %s", error)
             continue
-        if begun.kind is JobKind.COMMANDS and begun.templates == templates:
-            if begun.name == name if name else begun.directory == here:
-                return path.resolve()
+        meant = begun.name == name if name else begun.directory == here
+        if meant and begun.kind is JobKind.COMMANDS and begun.templates == templates:
+            return path.resolve()
     where = f"named {name!r}" if name else "begun in this directory"
     raise JournalError(f"there is nothing to resume: no job of this command {where} in {folder}")

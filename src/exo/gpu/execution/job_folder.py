@@ -69,10 +69,10 @@ def enrol(folder: Path, job_id: str, elsewhere: Path | None) -> Path:
 def journals(folder: Path) -> list[Path]:
     """The journals of a folder, the newest job first; none where there is no folder."""
     try:
-        names = [name for name in os.listdir(folder) if name.endswith(SUFFIX)]
+        found = [path for path in folder.iterdir() if path.name.endswith(SUFFIX)]
     except OSError:
         return []
-    return [folder / name for name in sorted(names, reverse=True)]
+    return sorted(found, reverse=True)
 
 
 def prune(folder: Path, now: float) -> None:
