@@ -90,6 +90,15 @@ count_option = click.option(
     help="How many devices; all or nothing.",
 )
 
+_ON_OPTION = click.option(
+    "--on",
+    "runtime",
+    callback=runtime,
+    shell_complete=_runtimes,
+    metavar="RUNTIME",
+    help="Only devices of this runtime: what the program was built for.",
+)
+
 _REQUEST_OPTIONS = (
     click.option(
         "--memory",
@@ -105,14 +114,7 @@ _REQUEST_OPTIONS = (
         metavar="ID",
         help="Only this device (id, alias or hardware id), of whatever kind; may be repeated.",
     ),
-    click.option(
-        "--on",
-        "runtime",
-        callback=runtime,
-        shell_complete=_runtimes,
-        metavar="RUNTIME",
-        help="Only devices of this runtime: what the program was built for.",
-    ),
+    _ON_OPTION,
     click.option(
         "--all-devices",
         is_flag=True,
@@ -127,6 +129,31 @@ def request_options(command: Command) -> Command:
     for option in reversed(_REQUEST_OPTIONS):
         command = option(command)
     return command
+
+
+def request_options_of_many(command: Command) -> Command:
+    """The same options, where ``--on`` may name several runtimes."""
+    several = click.option(
+        "--on",
+        "runtimes",
+        multiple=True,
+        callback=_runtime_names,
+        shell_complete=_runtimes,
+        metavar="RUNTIME",
+        help="Only devices of this runtime; several, each before a template of its own, make "
+        "unlike devices work together.",
+    )
+    for option in reversed(_REQUEST_OPTIONS):
+        command = (several if option is _ON_OPTION else option)(command)
+    return command
+
+
+def _runtime_names(
+    ctx: click.Context, option: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    for name in names:
+        runtime(ctx, option, name)
+    return names
 
 
 def make_request(holder: str, options: dict[str, Any]) -> Request:

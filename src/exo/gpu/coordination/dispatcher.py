@@ -16,7 +16,7 @@ import msgspec
 
 from exo.gpu.coordination.endings import NO_RETRY, Endings, last_word
 from exo.gpu.coordination.picky_jobs import Opening, PickyJobs, SlotView
-from exo.gpu.coordination.slots import acquire_slots
+from exo.gpu.coordination.slots import acquire_for_all
 from exo.gpu.scheduling.retry import RetryPolicy, RetryVerdict
 from exo.gpu.scheduling.scheduler import PullScheduler
 from exo.gpu.vocabulary.errors import ExecutorClosed
@@ -72,7 +72,8 @@ class Job(msgspec.Struct, eq=False):
     end: Callable[[Outcome, Job], None]
     payload: bytes = b""
     function: Function | None = None
-    command: str | None = None
+    command: Callable[[int], str] | None = None
+    """The shell's text, given the number of the slot that takes it."""
     device_id: str | None = None
     """At its first try only a slot of this device takes it."""
     chunk: int | None = None
@@ -144,7 +145,7 @@ class Dispatcher:
     def __init__(
         self,
         node: Node,
-        request: Request,
+        request: Request | tuple[Request, ...],
         *,
         setup: SlotSetup | None,
         slots: int | None = None,
@@ -162,6 +163,8 @@ class Dispatcher:
         items that ran out of memory. ``on_retry`` hears in words of each item that is,
         ``on_output`` what workers print, and ``on_device_lost`` of a device that an item found
         gone, so that it can be kept out of scheduling.
+
+        Of several requests each is met as far as it can be, and at least one.
         """
         self._node = node
         self._own_node = own_node
@@ -171,14 +174,15 @@ class Dispatcher:
         )
         self._setup = setup
         self._on_output = on_output
+        requests = request if isinstance(request, tuple) else (request,)
         self._endings = Endings(
             node,
-            request,
+            requests[0],
             retry or RetryPolicy(max_attempts=max_attempts),
             on_retry=on_retry,
             on_device_lost=on_device_lost,
         )
-        self._picky = PickyJobs(node, request)
+        self._picky = PickyJobs(node, requests[0])
         self._fresh: deque[Job] = deque()
         self._bound: dict[str, deque[Job]] = {}
         self._sent: dict[int, Job] = {}
@@ -193,7 +197,7 @@ class Dispatcher:
         """Set once every slot is ready or given up."""
         self._slots: dict[int, _Slot] = {}
         try:
-            self.left_out = self._open_slots(request, slots, wait_seconds)
+            self.left_out = self._open_slots(requests, slots, wait_seconds)
         except BaseException:
             if own_node:
                 node.close()
@@ -210,26 +214,26 @@ class Dispatcher:
 
     def _open_slots(
         self,
-        request: Request,
+        requests: tuple[Request, ...],
         slots: int | None,
         wait_seconds: float | None,
     ) -> tuple[Refusal, ...]:
-        acquired, decision = acquire_slots(
-            self._node, request, slots=slots, wait_seconds=wait_seconds
+        acquired, left_out = acquire_for_all(
+            self._node, requests, slots=slots, wait_seconds=wait_seconds
         )
         waiting = deque(acquired)
         try:
             while waiting:
                 lease_id, device = waiting[0]
                 number = self._begin_slot(lease_id)
-                self._slots[number] = _Slot(number, device, request.memory_bytes)
+                self._slots[number] = _Slot(number, device, requests[0].memory_bytes)
                 waiting.popleft()
         except BaseException:
             self._node.close_slots(tuple(self._slots), kill=True)
             for lease_id, _ in waiting:
                 self._node.release(lease_id)
             raise
-        return decision.left_out
+        return left_out
 
     @property
     def problem(self) -> str:
@@ -512,7 +516,7 @@ class Dispatcher:
                 payloads=tuple(job.payload for job in jobs),
                 function=first.function.number if first.function else None,
                 function_payload=first.function.payload if first.function else b"",
-                command=first.command,
+                command=first.command(slot.number) if first.command is not None else None,
                 deadline_seconds=first.deadline_seconds,
                 stream=first.on_chunk is not None,
                 credits=STREAM_CREDITS if first.on_chunk is not None else 0,
