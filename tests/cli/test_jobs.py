@@ -53,7 +53,7 @@ def test_a_page_for_one_job(devices, exo_gpu, tmp_path):
     assert "1 done, 1 failed, 0 left" in page
     assert "begun again item 2:" in page
     assert "resumed" in page
-    assert [line for line in page.splitlines() if line.startswith("cuda:0 ")][0].split()[1] == "3"
+    assert next(line for line in page.splitlines() if line.startswith("cuda:0 ")).split()[1] == "3"
     story = json.loads(exo_gpu("jobs", "show", "mine", "--json").stdout)
     assert story["summary"]["job_id"] == job_id
     assert len(story["resumed_at"]) == 1
