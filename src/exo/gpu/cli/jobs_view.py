@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.cli.render import UNKNOWN, WIDTH, moment
@@ -20,6 +19,8 @@ _ROW = "{:<20} {:<11} {:>8} {:>6} {:>6}  {}"
 
 # So many pixels lie side by side in a picture: what is closer together is one bar.
 _PICTURE_COLUMNS = 2000
+_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+_TITLE_CHARACTERS = 100
 _COLORS = {"succeeded": "tab:blue", "failed": "tab:red", "died": "black"}
 
 
@@ -141,35 +142,29 @@ def draw_gantt(story: JobStory, tries: Iterable[ItemEnded | ChunkEnded], path: P
         ValueError: for a name whose ending is no kind of picture.
 
     """
-    from matplotlib import dates
     from matplotlib.figure import Figure
 
     job = story.summary
     span = max((job.last_at or job.started_at) - job.started_at, 1e-3)
+    unit, unit_seconds = next(one for one in _UNITS if span >= one[1] or one is _UNITS[-1])
     lanes = bars_of(tries, span)
     figure: Any = Figure(figsize=(10, 1.2 + 0.35 * max(1, len(lanes))), layout="constrained")
     panel = figure.subplots()
     shown: set[str] = set()
     for height, (_, endings) in enumerate(sorted(lanes.items())):
         for ending, bars in endings.items():
-            spans = [(_day(bar.begin), max(bar.end - bar.begin, 0.0) / 86400) for bar in bars]
+            spans = [
+                ((bar.begin - job.started_at) / unit_seconds, (bar.end - bar.begin) / unit_seconds)
+                for bar in bars
+            ]
             label = ending if ending not in shown else None
             shown.add(ending)
             color = _COLORS.get(ending, "tab:gray")
             panel.broken_barh(spans, (height - 0.4, 0.8), color=color, label=label, linewidth=0.4)
     panel.set_yticks(range(len(lanes)), [f"{device} [{slot}]" for device, slot in sorted(lanes)])
-    panel.set_xlim(_day(job.started_at), _day(job.started_at + span))
-    zone = datetime.now(tz=UTC).astimezone().tzinfo
-    panel.xaxis.set_major_formatter(
-        dates.AutoDateFormatter(panel.xaxis.get_major_locator(), tz=zone)
-    )
-    panel.set_title(f"{job.job_id}  {job_title(job)}"[:100], parse_math=False)
+    panel.set_xlim(0, span / unit_seconds)
+    panel.set_xlabel(f"{unit} since {moment(job.started_at)}")
+    panel.set_title(f"{job.job_id}  {job_title(job)}"[:_TITLE_CHARACTERS], parse_math=False)
     if shown:
-        panel.legend(loc="upper right")
-    figure.autofmt_xdate()
+        figure.legend(loc="outside right upper")
     figure.savefig(path)
-
-
-def _day(unix_seconds: float) -> float:
-    """Days since 1970, as matplotlib counts them."""
-    return unix_seconds / 86400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import stat
@@ -65,7 +66,7 @@ class Source:
 
     def _lines_of(self, word: str) -> Iterator[str]:
         if word == _STDIN:
-            return lines_of(_stdin_descriptor(), self._end)
+            return lines_of(_stdin_descriptor(), self._end, "standard input")
         return _lines_of_file(word, self._end)
 
 
@@ -152,20 +153,32 @@ def split_words(words: Sequence[str], *, null: bool) -> Words:
     return Words(tuple(words[: places[0]] if places else words), tuple(sources))
 
 
-def lines_of(descriptor: int, end: bytes = b"\n") -> Iterator[str]:
-    """Lines as they come; unbuffered, so that no lock is held when the program ends meanwhile."""
+def lines_of(descriptor: int, end: bytes, name: str) -> Iterator[str]:
+    """Lines as they come; unbuffered, so that no lock is held when the program ends meanwhile.
+
+    Raises:
+        OSError: when the file breaks, with its ``name``.
+
+    """
     rest = b""
-    while block := os.read(descriptor, READ_BYTES):
+    while block := _read(descriptor, name):
         *lines, rest = (rest + block).split(end)
         yield from map(os.fsdecode, lines)
     if rest:
         yield os.fsdecode(rest)
 
 
+def _read(descriptor: int, name: str) -> bytes:
+    try:
+        return os.read(descriptor, READ_BYTES)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from error
+
+
 def _lines_of_file(name: str, end: bytes) -> Iterator[str]:
     descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield from lines_of(descriptor, end)
+        yield from lines_of(descriptor, end, name)
     finally:
         os.close(descriptor)
 
@@ -180,7 +193,11 @@ def _check_readable(name: str) -> None:
     if name == _STDIN:
         return
     try:
-        os.close(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        os.close(descriptor)
+        if folder:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as error:
         raise click.UsageError(f"{name!r} cannot be read: {error.strerror}") from error
 
