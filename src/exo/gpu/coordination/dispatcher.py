@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import queue
 import threading
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from exo.gpu.coordination.endings import NO_RETRY, Endings, last_word
+from exo.gpu.coordination.picky_jobs import Opening, PickyJobs, SlotView
 from exo.gpu.coordination.slots import acquire_for_all
+from exo.gpu.scheduling.retry import RetryPolicy, RetryVerdict
 from exo.gpu.scheduling.scheduler import PullScheduler
 from exo.gpu.vocabulary.errors import ExecutorClosed
 from exo.gpu.vocabulary.job import (
     Attempt,
+    Cause,
     Ending,
     Outcome,
+    SlotAcknowledged,
+    SlotChunk,
     SlotDied,
     SlotEvent,
     SlotFailed,
     SlotIdle,
     SlotOutcomes,
+    SlotOutput,
     SlotReady,
     SlotSetup,
     Work,
@@ -38,6 +47,10 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.request import Request
 
 logger = logging.getLogger(__name__)
+
+
+# How far a stream may be ahead of its reader, in chunks.
+STREAM_CREDITS = 16
 
 
 class Function(msgspec.Struct, frozen=True, eq=False):
@@ -59,32 +72,65 @@ class Job(msgspec.Struct, eq=False):
     end: Callable[[Outcome, Job], None]
     payload: bytes = b""
     function: Function | None = None
-    command: Callable[[int], str] | None = None
-    """The shell's text, given the number of the slot that takes it."""
-    deadline_seconds: float | None = None
-    """How long the command may take."""
+    command: Callable[[int, GPUDevice], str] | None = None
+    """The shell's text, given the number and the device of the slot that takes it."""
     device_id: str | None = None
     """At its first try only a slot of this device takes it."""
     chunk: int | None = None
     """How many of its kind a slot takes at once; None: the scheduler decides."""
+    deadline_seconds: float | None = None
+    """How long each try may take."""
+    on_chunk: Callable[[SlotChunk, Callable[[int], None]], None] | None = None
+    """The function yields: hears each chunk, with what lets the function be so many more ahead."""
     attempts: tuple[Attempt, ...] = ()
     begun: bool = False
+    chunks: int = 0
+    """How many were heard; with the first one, there is no other try."""
+    cancelled: bool = False
+    failure: Outcome | None = None
+    """Of the last try, where there is to be another one."""
+    memory_bytes: int | None = None
+    """What a further try asks for; None: as much as the first one."""
+    without_devices: tuple[str, ...] = ()
+    """Where a further try does not go."""
 
 
 class _Slot:
-    __slots__ = ("busy", "device", "number", "sent_at", "sent_items")
+    __slots__ = (
+        "busy",
+        "device",
+        "extra",
+        "items",
+        "memory_bytes",
+        "number",
+        "retiring",
+        "sent_at",
+        "sent_items",
+        "work_id",
+    )
 
-    def __init__(self, number: int, device: GPUDevice) -> None:
+    def __init__(
+        self, number: int, device: GPUDevice, memory_bytes: int | None, *, extra: bool = False
+    ) -> None:
         self.number = number
         self.device = device
+        self.memory_bytes = memory_bytes
+        self.extra = extra  # opened for items that need more than the others
+        self.retiring = False  # it gets no more work, and is closed once it has none
         self.busy = True  # until its first process is ready
         self.sent_at = 0.0
         self.sent_items = 0
+        self.work_id = -1
+        self.items: tuple[int, ...] = ()
 
 
 class _Close(msgspec.Struct, frozen=True):
     kill: bool
     drop: bool
+
+
+class _Cancel(msgspec.Struct, frozen=True):
+    item: int
 
 
 class Dispatcher:
@@ -104,22 +150,44 @@ class Dispatcher:
         setup: SlotSetup | None,
         slots: int | None = None,
         max_attempts: int = 3,
+        retry: RetryPolicy | None = None,
         own_node: bool = False,
         wait_seconds: float | None = None,
+        on_output: Callable[[SlotOutput], None] | None = None,
+        on_retry: Callable[[Job, str], None] | None = None,
+        on_device_lost: Callable[[GPUDevice, str], None] | None = None,
     ) -> None:
         """Take the leases and start the slots; with ``own_node`` the node is closed at the end.
 
         Of several requests each is met as far as it can be, and at least one.
+        ``retry`` says what is tried again; by default deaths, ``max_attempts`` times in all, and
+        items that ran out of memory. ``on_retry`` hears in words of each item that is,
+        ``on_output`` what workers print, and ``on_device_lost`` of a device that an item found
+        gone, so that it can be kept out of scheduling.
         """
+        requests = request if isinstance(request, tuple) else (request,)
         self._node = node
         self._own_node = own_node
         self._scheduler = PullScheduler(max_attempts=max_attempts)
-        self._inbox: queue.SimpleQueue[list[Job] | SlotEvent | _Close] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[list[Job] | SlotEvent | _Close | _Cancel] = (
+            queue.SimpleQueue()
+        )
+        self._setup = setup
+        self._on_output = on_output
+        self._endings = Endings(
+            node,
+            requests,
+            retry or RetryPolicy(max_attempts=max_attempts),
+            on_retry=on_retry,
+            on_device_lost=on_device_lost,
+        )
+        self._picky = PickyJobs(node, _common(requests))
         self._fresh: deque[Job] = deque()
         self._bound: dict[str, deque[Job]] = {}
         self._sent: dict[int, Job] = {}
         self._work_numbers = itertools.count()
         self._closing: _Close | None = None
+        self._retiring = False  # whether any slot is
         self._over = False
         self._door = threading.Lock()  # between adding a job and the end of the last one
         self._problem = ""
@@ -128,7 +196,7 @@ class Dispatcher:
         """Set once every slot is ready or given up."""
         self._slots: dict[int, _Slot] = {}
         try:
-            self.left_out = self._open_slots(request, setup, slots, wait_seconds)
+            self.left_out = self._open_slots(requests, slots, wait_seconds)
         except BaseException:
             if own_node:
                 node.close()
@@ -145,12 +213,10 @@ class Dispatcher:
 
     def _open_slots(
         self,
-        request: Request | tuple[Request, ...],
-        setup: SlotSetup | None,
+        requests: tuple[Request, ...],
         slots: int | None,
         wait_seconds: float | None,
     ) -> tuple[Refusal, ...]:
-        requests = request if isinstance(request, tuple) else (request,)
         acquired, left_out = acquire_for_all(
             self._node, requests, slots=slots, wait_seconds=wait_seconds
         )
@@ -158,8 +224,8 @@ class Dispatcher:
         try:
             while waiting:
                 lease_id, device = waiting[0]
-                number = self._node.open_slot(lease_id, setup, self._inbox.put)
-                self._slots[number] = _Slot(number, device)
+                number = self._begin_slot(lease_id)
+                self._slots[number] = _Slot(number, device, requests[0].memory_bytes)
                 waiting.popleft()
         except BaseException:
             self._node.close_slots(tuple(self._slots), kill=True)
@@ -185,6 +251,13 @@ class Dispatcher:
                 raise ExecutorClosed("this executor has ended: it takes no more work")
             self._inbox.put(list(jobs))
 
+    def cancel(self, item: int) -> None:
+        """End an item wherever it is; returns at once, and its end is told as of any other.
+
+        One that waits never begins. One that runs is asked to stop, then made to.
+        """
+        self._inbox.put(_Cancel(item))
+
     def close(self, *, kill: bool = False, drop: bool = False, wait: bool = True) -> None:
         """End once all jobs have ended, or with ``kill`` now; harmless twice.
 
@@ -197,10 +270,13 @@ class Dispatcher:
     def _serve(self) -> None:
         try:
             while not self._finished():
-                self._handle(self._inbox.get())
+                with contextlib.suppress(queue.Empty):
+                    self._handle(self._inbox.get(timeout=self._picky.look_seconds))
                 while not self._inbox.empty():
                     self._handle(self._inbox.get())
                 self._feed()
+                if self._picky.jobs or self._picky.retired or self._retiring:
+                    self._make_room()
             kill = self._closing is not None and self._closing.kill
             self._node.close_slots(tuple(self._slots), kill=kill)
         except BaseException as error:
@@ -226,30 +302,45 @@ class Dispatcher:
     def _finished(self) -> bool:
         if self._closing is None:
             return False
-        return self._closing.kill or not (self._fresh or self._sent or any(self._bound.values()))
+        waiting = self._fresh or self._sent or any(self._bound.values())
+        return self._closing.kill or not waiting
 
-    def _handle(self, event: list[Job] | SlotEvent | _Close) -> None:
+    def _handle(self, event: list[Job] | SlotEvent | _Close | _Cancel) -> None:
+        match event:
+            case list():
+                for job in event:
+                    self._queue_of(job).append(job)
+            case _Close():
+                self._close_soon(event)
+            case _Cancel():
+                self._cancel(event.item)
+            case _:
+                self._hear(event)
+
+    def _hear(self, event: SlotEvent) -> None:
         match event:
             case SlotOutcomes():
                 for outcome in event.outcomes:
                     self._end(outcome, event.slot_id)
             case SlotIdle():
-                slot = self._slots[event.slot_id]
-                seconds = time.perf_counter() - slot.sent_at
-                self._scheduler.finished(slot.number, slot.sent_items, seconds)
-                slot.busy = False
+                self._slot_idle(event.slot_id)
             case SlotReady():
-                self._scheduler.open_slot(event.slot_id)
                 self._slot_started(event.slot_id)
             case SlotDied():
                 self._slot_died(event)
             case SlotFailed():
                 self._slot_failed(event)
-            case _Close():
-                self._close_soon(event)
-            case _:
-                for job in event:
-                    self._queue_of(job).append(job)
+            case SlotChunk():
+                self._hand_on(event)
+            case SlotAcknowledged():
+                pass
+
+    def _slot_idle(self, number: int) -> None:
+        slot = self._slots.get(number)
+        if slot is not None:
+            seconds = time.perf_counter() - slot.sent_at
+            self._scheduler.finished(slot.number, slot.sent_items, seconds)
+            slot.busy, slot.items = False, ()
 
     def _close_soon(self, event: _Close) -> None:
         kill = event.kill or (self._closing is not None and self._closing.kill)
@@ -263,7 +354,10 @@ class Dispatcher:
         return self._bound.setdefault(job.device_id, deque())
 
     def _slot_started(self, number: int) -> None:
-        slot = self._slots[number]
+        slot = self._slots.get(number)
+        if slot is None:
+            return
+        self._scheduler.open_slot(number)
         if slot.sent_items == 0:
             slot.busy = False
         self._starting.discard(number)
@@ -271,36 +365,79 @@ class Dispatcher:
             self.started.set()
 
     def _slot_died(self, event: SlotDied) -> None:
-        slot = self._slots[event.slot_id]
-        slot.busy, slot.sent_items = False, 0
-        verdict = self._scheduler.died(event.unfinished)
+        slot = self._slots.get(event.slot_id)
+        if slot is None:
+            return
+        alone = slot.sent_items == 1
+        started_at = slot_wall(slot.sent_at, event.at)
+        slot.busy, slot.sent_items, slot.items = False, 0, ()
         for item in event.unfinished:
-            self._note(
-                self._sent[item],
-                Outcome(
-                    item=item,
-                    ending=Ending.DIED,
-                    started_at=slot_wall(slot.sent_at, event.at),
-                    ended_at=event.at,
-                    reason=event.reason,
-                ),
-                event.slot_id,
+            outcome = Outcome(
+                item=item,
+                ending=Ending.DIED,
+                started_at=started_at,
+                ended_at=event.at,
+                reason=event.reason,
+                cause=event.cause,
             )
-        for item in verdict.given_up:
-            job = self._sent.pop(item)
-            last = job.attempts[-1]
-            tries = "; ".join(f"on {tried.device_id}: {tried.reason}" for tried in job.attempts)
-            reason = f"its process died {len(job.attempts)} times ({tries})"
-            job.end(
-                Outcome(
-                    item=item,
-                    ending=Ending.DIED,
-                    started_at=last.started_at,
-                    ended_at=last.ended_at,
-                    reason=reason,
-                ),
-                job,
-            )
+            self._fail(self._sent[item], outcome, slot, alone=alone)
+
+    def _fail(self, job: Job, outcome: Outcome, slot: _Slot | None, *, alone: bool) -> None:
+        """An attempt did not succeed: another one, or the end."""
+        if slot is not None:
+            self._note(job, outcome, slot.number)
+        tried = slot is not None and not job.cancelled and not job.chunks
+        verdict = self._endings.judge(job, alone=alone) if tried else NO_RETRY
+        if verdict.cordon and slot is not None:
+            self._retire(slot.device.device_id)
+        if not verdict.again:
+            self._sent.pop(outcome.item)
+            job.end(last_word(job, outcome, verdict), job)
+            return
+        job.failure = outcome
+        job.memory_bytes, job.without_devices = verdict.memory_bytes, verdict.without_devices
+        if job.memory_bytes is not None or job.without_devices:
+            self._picky.jobs.append(job)
+        else:
+            self._scheduler.give_back((job.item,))
+
+    def _retire(self, device_id: str) -> None:
+        """Give the slots of a device no more work; those without any are closed."""
+        for slot in tuple(self._slots.values()):
+            if slot.device.device_id == device_id:
+                slot.retiring = self._retiring = True
+
+    def _hand_on(self, chunk: SlotChunk) -> None:
+        job, slot = self._sent.get(chunk.item), self._slots.get(chunk.slot_id)
+        if job is not None and slot is not None and job.on_chunk is not None:
+            job.chunks += 1
+            job.on_chunk(chunk, partial(self._node.allow, slot.number, slot.work_id))
+
+    def _cancel(self, item: int) -> None:
+        job = self._sent.get(item)
+        if job is None:
+            waiting = itertools.chain(self._fresh, *self._bound.values())
+            job = next((one for one in waiting if one.item == item), None)
+        if job is None:
+            return
+        job.cancelled = True
+        for slot in self._slots.values():
+            if slot.busy and item in slot.items:
+                self._node.cancel(slot.number, slot.work_id, item)
+
+    def _withdraw(self, job: Job) -> None:
+        """A job that was cancelled before it was sent, or between two tries."""
+        self._sent.pop(job.item, None)
+        now = time.time()
+        outcome = Outcome(
+            item=job.item,
+            ending=Ending.DIED,
+            started_at=now,
+            ended_at=now,
+            reason="it was cancelled",
+            cause=Cause.CANCELLED,
+        )
+        job.end(outcome, job)
 
     def _slot_failed(self, event: SlotFailed) -> None:
         device = self._devices[event.slot_id]
@@ -313,27 +450,42 @@ class Dispatcher:
         self._starting.discard(event.slot_id)
         if not self._starting:
             self.started.set()
+        self._unbind(device)
+        if not self._slots and not self._picky.jobs:
+            self._end_all(f"no worker is left: {self._problem}")
+
+    def _unbind(self, device: GPUDevice) -> None:
         if all(slot.device.device_id != device.device_id for slot in self._slots.values()):
             # Nobody else is of that device: its own jobs go to whoever is free.
             self._fresh.extendleft(reversed(self._bound.pop(device.device_id, deque())))
-        if not self._slots:
-            self._end_all(f"no worker is left: {self._problem}")
 
     def _feed(self) -> None:
         if self._closing is not None and self._closing.kill:
             return
-        if not self._slots:
+        if not self._slots and not (self._picky.jobs or self._picky.retired):
             self._end_all(f"no worker is left: {self._problem}")
         for slot in self._slots.values():
-            while not slot.busy:
+            while not slot.busy and not slot.retiring:
                 jobs = self._next_jobs(slot)
                 if not jobs:
                     break
-                ready = [job for job in jobs if _begin(job)]
+                ready = [job for job in jobs if self._wants(job)]
                 if ready:
                     self._send(slot, ready)
 
+    def _wants(self, job: Job) -> bool:
+        """Whether a job is still to run; its end is told where it was cancelled meanwhile."""
+        if not _begin(job):
+            return False
+        if job.cancelled:
+            self._withdraw(job)
+        return not job.cancelled
+
     def _next_jobs(self, slot: _Slot) -> list[Job]:
+        if self._picky.jobs:
+            picky = self._picky.take(slot.device.device_id, slot.memory_bytes)
+            if picky is not None:
+                return [picky]
         bound = self._bound.get(slot.device.device_id)
         if bound and not self._scheduler.waiting:
             return [bound.popleft()]
@@ -344,7 +496,8 @@ class Dispatcher:
             return []
         jobs = [self._fresh.popleft()]
         first = jobs[0]
-        limit = 1 if first.command is not None else first.chunk or take.fresh
+        single = first.command is not None or first.on_chunk is not None
+        limit = 1 if single else first.chunk or take.fresh
         while len(jobs) < limit and self._fresh and self._fresh[0].function is first.function:
             jobs.append(self._fresh.popleft())
         return jobs
@@ -353,16 +506,19 @@ class Dispatcher:
         first = jobs[0]
         self._sent.update({job.item: job for job in jobs})
         slot.busy, slot.sent_items, slot.sent_at = True, len(jobs), time.perf_counter()
+        slot.work_id, slot.items = next(self._work_numbers), tuple(job.item for job in jobs)
         self._node.submit(
             slot.number,
             Work(
-                work_id=next(self._work_numbers),
-                items=tuple(job.item for job in jobs),
+                work_id=slot.work_id,
+                items=slot.items,
                 payloads=tuple(job.payload for job in jobs),
                 function=first.function.number if first.function else None,
                 function_payload=first.function.payload if first.function else b"",
-                command=first.command(slot.number) if first.command is not None else None,
+                command=first.command(slot.number, slot.device) if first.command else None,
                 deadline_seconds=first.deadline_seconds,
+                stream=first.on_chunk is not None,
+                credits=STREAM_CREDITS if first.on_chunk is not None else 0,
             ),
         )
 
@@ -376,18 +532,82 @@ class Dispatcher:
                 started_at=outcome.started_at,
                 ended_at=outcome.ended_at,
                 reason=outcome.reason,
+                cause=outcome.cause,
+                memory_bytes=self._memory_of(slot_id),
+                names=outcome.names,
             ),
         )
 
+    def _memory_of(self, slot_id: int) -> int | None:
+        slot = self._slots.get(slot_id)
+        return None if slot is None else slot.memory_bytes
+
     def _end(self, outcome: Outcome, slot_id: int) -> None:
+        if outcome.ending is not Ending.SUCCEEDED:
+            self._fail(self._sent[outcome.item], outcome, self._slots.get(slot_id), alone=True)
+            return
         job = self._sent.pop(outcome.item)
-        self._scheduler.settled(outcome.item)
         self._note(job, outcome, slot_id)
         job.end(outcome, job)
+
+    def _make_room(self) -> None:
+        """For items that no slot can take: a lease of their size, in place of smaller ones."""
+        for slot in tuple(self._slots.values()):
+            if slot.retiring and not slot.busy:
+                self._close_slot(slot)
+        self._retiring = any(slot.retiring for slot in self._slots.values())
+        views = [
+            SlotView(slot.device.device_id, slot.memory_bytes, slot.busy, slot.retiring, slot.extra)
+            for slot in self._slots.values()
+        ]
+        work_left = bool(self._fresh or self._scheduler.waiting or any(self._bound.values()))
+        look = self._picky.look(views, self.devices[0].runtime, work_left=work_left)
+        for device_id in look.retire:
+            self._retire(device_id)
+        if look.hopeless is not None:
+            self._give_up(look.hopeless, look.why)
+        for opening in look.open:
+            self._open_slot(opening)
+        if look.close_extra:
+            for slot in self._slots.values():
+                slot.retiring = slot.retiring or slot.extra
+                self._retiring = self._retiring or slot.retiring
+
+    def _give_up(self, job: Job, why: str) -> None:
+        """An item that was to be tried again, and cannot be."""
+        assert job.failure is not None
+        self._picky.jobs.remove(job)
+        self._sent.pop(job.item)
+        job.end(last_word(job, job.failure, RetryVerdict(again=False, reason=why)), job)
+
+    def _open_slot(self, opening: Opening) -> None:
+        try:
+            number = self._begin_slot(opening.lease_id)
+        except BaseException:
+            self._node.release(opening.lease_id)
+            raise
+        slot = _Slot(number, opening.device, opening.memory_bytes, extra=opening.extra)
+        self._slots[number] = slot
+        self._devices[number] = slot.device
+
+    def _begin_slot(self, lease_id: str) -> int:
+        if self._on_output is None:
+            return self._node.open_slot(lease_id, self._setup, self._inbox.put)
+        return self._node.open_slot(lease_id, self._setup, self._inbox.put, self._on_output)
+
+    def _close_slot(self, slot: _Slot) -> None:
+        self._slots.pop(slot.number)
+        self._scheduler.close_slot(slot.number)
+        self._node.close_slots((slot.number,))
+        if not slot.extra and slot.device.device_id not in self._endings.lost:
+            self._picky.retired.append(slot.device.device_id)
+        self._unbind(slot.device)
 
     def _end_all(self, reason: str) -> None:
         now = time.time()
         waiting = [*self._fresh, *itertools.chain.from_iterable(self._bound.values())]
+        self._picky.jobs.clear()
+        self._picky.retired.clear()
         jobs = [*self._sent.values(), *(job for job in waiting if _begin(job))]
         self._fresh.clear()
         self._bound.clear()
@@ -397,6 +617,12 @@ class Dispatcher:
                 item=job.item, ending=Ending.DIED, started_at=now, ended_at=now, reason=reason
             )
             job.end(died, job)
+
+
+def _common(requests: tuple[Request, ...]) -> Request:
+    """What several requests, for a runtime each, have in common."""
+    first = requests[0]
+    return first if len(requests) == 1 else msgspec.structs.replace(first, runtime=None)
 
 
 def _begin(job: Job) -> bool:

@@ -16,17 +16,18 @@ import msgspec
 
 from exo.gpu.coordination.dispatcher import Dispatcher, Function, Job
 from exo.gpu.coordination.slots import request_of
-from exo.gpu.execution.payloads import dump, dump_function, load_error, load_result
+from exo.gpu.coordination.streaming import ChunkStream
+from exo.gpu.execution.payloads import dump, dump_function, error_of, load_result
 from exo.gpu.nodes.local import LocalNode
+from exo.gpu.scheduling.retry import RetryPolicy, retry_names
 from exo.gpu.vocabulary.errors import (
     ExecutionError,
     ExecutorClosed,
     InvalidValue,
     NotTransferable,
-    WorkerDied,
 )
 from exo.gpu.vocabulary.job import Attempt, Ending, Outcome, SlotSetup
-from exo.gpu.vocabulary.units import parse_duration
+from exo.gpu.vocabulary.units import check_whole, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.decision import Refusal
     from exo.gpu.vocabulary.device import GPUDevice
+    from exo.gpu.vocabulary.job import SlotOutput
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,13 @@ class GPUExecutor(Executor):
     open at shutdown. With ``wait`` (``"30m"`` or seconds) the first device is waited for in the
     line, so long.
 
+    ``deadline`` (``"10m"`` or seconds) is how long each item may run. ``retries`` is how many
+    further tries an item gets that failed by itself, where ``retry_on`` is given only after these
+    exception classes, causes or exit statuses. One that ran out of memory is tried again with
+    more, unless ``grow`` is False. ``fresh`` starts a process for each item, and
+    ``max_tasks_per_worker`` replaces one after so many. ``on_output`` hears what workers print,
+    from other threads, and ``on_device_lost`` of a device that an item found gone.
+
     Raises:
         NeverAvailable: when no device here can ever satisfy it.
         NotNow: when one could, but not at the moment.
@@ -102,9 +111,20 @@ class GPUExecutor(Executor):
         max_attempts: int = 3,
         holder: str = "",
         wait: str | float | None = None,
+        retries: int = 0,
+        retry_on: Iterable[object] = (),
+        grow: bool = True,
+        deadline: str | float | None = None,
+        fresh: bool = False,
+        max_tasks_per_worker: int | None = None,
+        on_output: Callable[[SlotOutput], None] | None = None,
+        on_device_lost: Callable[[GPUDevice, str], None] | None = None,
     ) -> None:
-        if max_attempts < 1:
-            raise InvalidValue("max_attempts", max_attempts, "a whole number of at least 1")
+        retry = RetryPolicy(
+            max_attempts=max_attempts, retries=retries, retry_on=retry_names(retry_on), grow=grow
+        )
+        check_whole("max_tasks_per_worker", max_tasks_per_worker, low=1, optional=True)
+        self._deadline_seconds = None if deadline is None else parse_duration(deadline, "deadline")
         request = request_of(
             memory=memory,
             devices=devices,
@@ -115,15 +135,18 @@ class GPUExecutor(Executor):
         setup = SlotSetup(
             import_path=tuple(sys.path),
             initializer=dump((initializer, initargs), "the initializer") if initializer else None,
+            max_tasks_per_worker=1 if fresh else max_tasks_per_worker,
         )
         self._dispatcher = Dispatcher(
             node or LocalNode(),
             request,
             setup=setup,
             slots=slots,
-            max_attempts=max_attempts,
+            retry=retry,
             own_node=node is None,
             wait_seconds=None if wait is None else parse_duration(wait, "wait"),
+            on_output=on_output,
+            on_device_lost=on_device_lost,
         )
         self._items = itertools.count()
         self._functions = itertools.count()
@@ -206,6 +229,30 @@ class GPUExecutor(Executor):
         """
         calls = [(item,) for item in items]
         return self._as_done(calls, fn, [None] * len(calls))
+
+    def chunks(self, fn: Callable[..., Iterable[Result]], /, *args: Any) -> ChunkStream[Result]:
+        """What a generator function yields on a device, as it comes.
+
+        Raises:
+            ExecutorClosed: after shutdown.
+            NotTransferable: when the call cannot be sent to a worker.
+
+        """
+        if self._closed:
+            raise ExecutorClosed("this executor was shut down: it takes no more work")
+        stream: ChunkStream[Result] = ChunkStream()
+        item = next(self._items)
+        job = Job(
+            item=item,
+            begin=lambda: True,
+            end=stream.end,
+            payload=dump((fn, args, {}), f"the call of {getattr(fn, '__qualname__', fn)!r}"),
+            deadline_seconds=self._deadline_seconds,
+            on_chunk=stream.chunk,
+        )
+        stream.attach(lambda: self._dispatcher.cancel(item))
+        self._dispatcher.add([job])
+        return stream
 
     def map_distribution(
         self, fn: Callable[[Any], Result], distribution: Mapping[str, Sequence[Any]]
@@ -295,6 +342,7 @@ class GPUExecutor(Executor):
                     function=function,
                     device_id=places[place] if places else None,
                     chunk=chunk,
+                    deadline_seconds=self._deadline_seconds,
                 )
             )
         self._pending.update(futures)
@@ -315,10 +363,8 @@ def _settler(future: GPUFuture[Any]) -> Callable[[Outcome, Job], None]:
                 future.set_result(load_result(outcome.payload))
             except NotTransferable as error:
                 future.set_exception(error)
-        elif outcome.ending is Ending.FAILED:
-            future.set_exception(load_error(outcome.payload))
         else:
-            future.set_exception(WorkerDied(outcome.reason))
+            future.set_exception(error_of(outcome))
 
     return settle
 

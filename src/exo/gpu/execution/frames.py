@@ -20,7 +20,13 @@ class Frame(IntEnum):
     FUNCTION = 2
     """To the worker: (function number, pickled function)."""
     WORK = 3
-    """To the worker: (function number or None, pickled list of items)."""
+    """To the worker: (work number, function number or None, pickled items, stream credits)."""
+    PING = 4
+    """To the worker, on its second socket: whether it is there."""
+    CANCEL = 5
+    """To the worker, on its second socket: (work number, place of the item)."""
+    CREDIT = 6
+    """To the worker, on its second socket: (work number, how many chunks more it may send)."""
     READY = 10
     """From the worker: its pid, once it can take work."""
     REFUSED = 11
@@ -29,6 +35,12 @@ class Frame(IntEnum):
     """From the worker: [(place in the work, succeeded, start, end, payload), ...]."""
     IDLE = 13
     """From the worker: all items of the work have been reported."""
+    ACKNOWLEDGED = 14
+    """From the worker: it took up a stream."""
+    CHUNK = 15
+    """From the worker: the pickle of the next chunk of a stream."""
+    PONG = 16
+    """From the worker, on its second socket: the number of the work that it is at, or None."""
 
 
 def send_frame(stream: socket.socket, kind: Frame, payload: bytes) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.execution.main_namespace import CallersMain
-from exo.gpu.vocabulary.errors import ExecutionError, NotTransferable
+from exo.gpu.vocabulary.errors import ExecutionError, NotTransferable, TimedOut, WorkerDied
+from exo.gpu.vocabulary.job import Cause, Ending, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +89,7 @@ def load_error(payload: bytes) -> BaseException:
 
     One that cannot be rebuilt here becomes an ``ExecutionError`` with its class and text.
     """
-    pickled, summary, text = pickle.loads(payload)
+    pickled, summary, text, *_ = pickle.loads(payload)
     error: object = None
     if pickled is not None:
         try:
@@ -98,3 +100,23 @@ def load_error(payload: bytes) -> BaseException:
         error = ExecutionError(summary)
     error.__cause__ = RemoteTraceback(text)
     return error
+
+
+def error_of(outcome: Outcome) -> BaseException:
+    """The exception that a caller gets for an item that did not succeed."""
+    if outcome.cause is Cause.CANCELLED:
+        return CancelledError(outcome.reason)
+    if outcome.cause is Cause.TIMEOUT:
+        return TimedOut(outcome.reason)
+    if outcome.ending is not Ending.FAILED or not outcome.payload:
+        return WorkerDied(outcome.reason)
+    error = load_error(outcome.payload)
+    if outcome.reason:
+        error.add_note(f"exo.gpu: {outcome.reason}")
+    return error
+
+
+def names_and_text(payload: bytes) -> tuple[tuple[str, ...], str]:
+    """The classes of the exception that a worker sent, its own first, and its text."""
+    _, summary, _, *names = pickle.loads(payload)
+    return (tuple(names[0]) if names else ()), summary

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from exo.gpu.execution.frames import Frame, receive_frame, send_frame
 from exo.gpu.execution.outcome import describe_exit
@@ -22,42 +22,62 @@ from exo.gpu.vocabulary.job import Ending, Outcome, SlotSetup, Work
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from exo.gpu.execution.prints import Prints
+
+Report: TypeAlias = tuple[Outcome, ...] | bytes | None
+"""Outcomes; the chunk of a stream; None: it took up a stream."""
+
 # A worker that got end-of-file exits at once unless an item is running; then it is killed.
 GRACE_SECONDS = 2.0
 
 
 class Runner:
-    """A worker process. All calls come from one thread, except :meth:`kill`."""
+    """A worker process. All calls come from one thread, except those that say otherwise."""
 
     def __init__(
         self,
         environ: Mapping[str, str],
         keep_open: tuple[int, ...],
         python: str = sys.executable,
+        *,
+        prints: Prints | None = None,
     ) -> None:
         """Start the process in ``environ``; it inherits the descriptors of ``keep_open``.
 
-        ``python`` is its interpreter, which must be of the same minor version as this one.
+        ``python`` is its interpreter, which must be of the same minor version as this one. What
+        it prints goes to ``prints``; without that, where this process prints.
 
         Raises:
             OSError: when the process cannot be started.
 
         """
         self._stream, theirs = socket.socketpair()
+        self._side, their_side = socket.socketpair()
         script = str(Path(__file__).with_name("worker.py"))
-        with theirs:
+        numbers = [theirs.fileno(), their_side.fileno()]
+        self._prints = prints
+        stdout, stderr = prints.open() if prints else (None, None)
+        with theirs, their_side:
             try:
                 self._process = subprocess.Popen(
-                    [python, script, str(theirs.fileno())],
+                    [python, script, *map(str, numbers), str(os.getpid())],
                     env=dict(environ),
                     stdin=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(), *keep_open),
+                    stdout=stdout,
+                    stderr=stderr,
+                    pass_fds=(*numbers, *keep_open),
                     # A group of its own: a terminal's Ctrl-C passes it by, and it dies as one.
                     process_group=0,
                 )
             except OSError:
                 self._stream.close()
+                self._side.close()
                 raise
+            finally:
+                if prints:
+                    prints.started()
+        self._side.setblocking(False)
+        self._closed = False
         self._known: OrderedDict[int, None] = OrderedDict()
 
     @property
@@ -70,6 +90,11 @@ class Runner:
         """Whether the process runs."""
         return self._process.poll() is None
 
+    @property
+    def returncode(self) -> int | None:
+        """As in ``subprocess``; None while it runs, and where it closed its socket and lived on."""
+        return None if self._closed else self._process.returncode
+
     def set_up(self, setup: SlotSetup) -> str | None:
         """Hand over the import path and run the initializer; None, or why it was refused.
 
@@ -78,13 +103,14 @@ class Runner:
 
         """
         version = sys.version_info[:2]
-        payload = pickle.dumps((version, list(setup.import_path), setup.initializer))
-        self._send(Frame.SETUP, payload)
+        path = list(setup.import_path)
+        aside = self._prints is not None
+        self._send(Frame.SETUP, pickle.dumps((version, path, setup.initializer, aside)))
         kind, answer = self._receive()
         return None if kind is Frame.READY else str(pickle.loads(answer))
 
-    def work(self, work: Work) -> Iterator[tuple[Outcome, ...]]:
-        """Send the items and yield their outcomes as they come, in order.
+    def work(self, work: Work) -> Iterator[Report]:
+        """Send the items and yield what comes: outcomes in order, of a stream its chunks before.
 
         Raises:
             WorkerDied: when the process ended before all were reported.
@@ -98,21 +124,44 @@ class Runner:
         elif work.function is not None:
             self._known.move_to_end(work.function)
         items = pickle.dumps(work.payloads)
-        self._send(Frame.WORK, pickle.dumps((work.function, items)))
+        stream_credits = max(1, work.credits) if work.stream else 0
+        self._send(Frame.WORK, pickle.dumps((work.work_id, work.function, items, stream_credits)))
         while True:
             kind, payload = self._receive()
             if kind is Frame.IDLE:
                 return
-            yield tuple(
-                Outcome(
-                    item=work.items[place],
-                    ending=Ending.SUCCEEDED if succeeded else Ending.FAILED,
-                    started_at=started,
-                    ended_at=ended,
-                    payload=pickled,
-                )
-                for place, succeeded, started, ended, pickled in _reports(payload)
-            )
+            if kind is Frame.CHUNK:
+                yield bytes(payload)
+            elif kind is Frame.ACKNOWLEDGED:
+                yield None
+            else:
+                yield tuple(_outcome(work, *report) for report in _reports(payload))
+
+    def ping(self) -> bool:
+        """Ask whether it is there, from any thread; False when it does not even take questions."""
+        return self._aside(Frame.PING, b"")
+
+    def pongs(self) -> list[int | None]:
+        """What came back to :meth:`ping` so far, from any one thread: the work it was at each."""
+        numbers: list[int | None] = []
+        with contextlib.suppress(OSError):
+            while self._side.recv(1, socket.MSG_PEEK):
+                frame = receive_frame(self._side)
+                if frame is not None:
+                    numbers.append(pickle.loads(frame[1]))
+        return numbers
+
+    def cancel(self, work_id: int, place: int) -> bool:
+        """Ask it to stop one item, from any thread; False when it does not take it."""
+        return self._aside(Frame.CANCEL, pickle.dumps((work_id, place)))
+
+    def allow(self, work_id: int, count: int) -> bool:
+        """Let a stream be so many chunks more ahead, from any thread."""
+        return self._aside(Frame.CREDIT, pickle.dumps((work_id, count)))
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the process and all it started; harmless twice and from any thread."""
+        kill_group(self._process, signal.SIGTERM)
 
     def kill(self) -> None:
         """End the process and all it started, at once; harmless twice and from any thread."""
@@ -126,7 +175,21 @@ class Runner:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._bury()
+
+    def _bury(self) -> None:
+        self._side.close()
         self.kill()  # what it started may live on, without a lease
+        if self._prints:
+            self._prints.ended()
+
+    def _aside(self, kind: Frame, payload: bytes) -> bool:
+        """Small frames on a socket of their own: one that is full is as good as a deaf process."""
+        try:
+            send_frame(self._side, kind, payload)
+        except OSError:
+            return False
+        return True
 
     def _send(self, kind: Frame, payload: bytes) -> None:
         try:
@@ -148,16 +211,30 @@ class Runner:
             # It closed the socket and lives on: of no more use.
             self.kill()
             self._process.wait()
+            self._closed = True
+            self._bury()
             return WorkerDied(f"worker {self.pid} closed its connection")
-        self.kill()  # what it started may live on
+        self._bury()
         return WorkerDied(f"worker {self.pid} {describe_exit(self._process.returncode)}")
+
+
+def _outcome(
+    work: Work, place: int, succeeded: bool, started: float, ended: float, pickled: bytes
+) -> Outcome:
+    return Outcome(
+        item=work.items[place],
+        ending=Ending.SUCCEEDED if succeeded else Ending.FAILED,
+        started_at=started,
+        ended_at=ended,
+        payload=pickled,
+    )
 
 
 def _reports(payload: bytearray) -> list[tuple[int, bool, float, float, bytes]]:
     return pickle.loads(payload)
 
 
-def kill_group(process: subprocess.Popen[bytes]) -> None:
+def kill_group(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
     """End a process that leads its own group, and all of the group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, number)

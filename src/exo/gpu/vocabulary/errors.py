@@ -30,6 +30,7 @@
     ├── JournalError (RuntimeError)         a job's journal that cannot be used: names it and why
     └── ExecutionError (RuntimeError)       work that did not end as it should
         ├── WorkerDied                      its process died, as often as retries allow
+        ├── TimedOut (TimeoutError)         it ran for longer than it was given
         ├── NotTransferable                 a function, argument or result that cannot be pickled
         └── ExecutorClosed                  submit() after shutdown()
 """
@@ -194,6 +195,10 @@ class ExecutionError(ExoGpuError, RuntimeError):
 
 class WorkerDied(ExecutionError):
     """The process that ran the work died, as often as retries allow."""
+
+
+class TimedOut(ExecutionError, TimeoutError):
+    """An item ran for longer than it was given, and was ended."""
 
 
 class NotTransferable(ExecutionError):

@@ -57,6 +57,11 @@ _OPTIONS = (
         help="Try a failed item up to N times more.",
     ),
     click.option(
+        "--no-grow",
+        is_flag=True,
+        help="Do not try an item that ran out of memory again with more of it.",
+    ),
+    click.option(
         "--timeout",
         callback=duration,
         metavar="TIME",
@@ -161,6 +166,7 @@ def _run(
         joblog=options["joblog"],
         resume=resume,
         retries=options["retries"],
+        grow=not options["no_grow"],
         timeout_seconds=options["timeout"],
         eta=options["eta"],
         name=options["name"],
