@@ -131,6 +131,10 @@ def command(words: tuple[str, ...], **options: Any) -> int:
     from exo.gpu.cli.map.sources import Items, split_words
     from exo.gpu.cli.map.templates import parse_templates
 
+    if options["timeout"] == 0:
+        raise click.UsageError(
+            "--timeout: 0 s is no time at all; leave it out for as long as it takes"
+        )
     resume = options.pop("resume") or options.pop("resume_failed")
     told = split_words(words, null=options.pop("null"))
     templates = parse_templates(options["runtimes"], told.template)

@@ -117,9 +117,10 @@ class MapJob:
 
     def _commands(self) -> Iterator[Command]:
         """The items as commands, without those whose success is recorded."""
+        recorded = self._recording if self._settings.resume else None
         for index, arguments in enumerate(self._items):
-            if self._recording is not None and self._recording.has_succeeded(index):
-                if self._recording.has_succeeded(index, digest_of(arguments)):
+            if recorded is not None and recorded.has_succeeded(index):
+                if recorded.has_succeeded(index, digest_of(arguments)):
                     self._skipped += 1
                     self._progress.skip()
                     continue
