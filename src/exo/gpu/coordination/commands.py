@@ -13,12 +13,13 @@ import msgspec
 from exo.gpu.coordination.dispatcher import Dispatcher, Job
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.vocabulary.errors import ExecutorClosed
-from exo.gpu.vocabulary.job import Attempt, Ending, Outcome
+from exo.gpu.vocabulary.job import Attempt, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from exo.gpu.nodes.transport import Node
+    from exo.gpu.scheduling.retry import RetryPolicy
     from exo.gpu.vocabulary.decision import Refusal
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.request import Request
@@ -69,9 +70,11 @@ class CommandRun:
     with the first look at what ended. Use it in a ``with`` block, once: leaving it early ends what
     still runs.
 
-    With ``wait_seconds`` the first device is waited for in the line. A command that fails is
-    tried ``retries`` times more, and one that takes longer than ``timeout_seconds`` has failed.
-    ``on_begin`` is called before a command's first process starts, on another thread.
+    With ``wait_seconds`` the first device is waited for in the line. ``retry`` says what of the
+    commands that fail is tried again, of which ``on_retry`` hears in words, and one that takes
+    longer than ``timeout_seconds`` has failed. ``on_begin`` is called before a command's first
+    process starts. Both are called on another thread, as is ``on_device_lost``, which hears of a
+    device that a command found gone.
 
     Raises:
         NeverAvailable: when no device here can ever satisfy the request.
@@ -87,9 +90,11 @@ class CommandRun:
         node: Node | None = None,
         slots: int | None = None,
         wait_seconds: float | None = None,
-        retries: int = 0,
+        retry: RetryPolicy | None = None,
         timeout_seconds: float | None = None,
         on_begin: Callable[[Command], None] | None = None,
+        on_retry: Callable[[int, str], None] | None = None,
+        on_device_lost: Callable[[GPUDevice, str], None] | None = None,
     ) -> None:
         self._dispatcher = Dispatcher(
             node or LocalNode(),
@@ -98,12 +103,14 @@ class CommandRun:
             slots=slots,
             own_node=node is None,
             wait_seconds=wait_seconds,
+            retry=retry,
+            on_retry=None if on_retry is None else lambda job, words: on_retry(job.item, words),
+            on_device_lost=on_device_lost,
         )
         self._lanes = {
             slot: Lane(place, device)
             for place, (slot, device) in enumerate(self._dispatcher.lanes, start=1)
         }
-        self._retries = retries
         self._timeout_seconds = timeout_seconds
         self._on_begin = on_begin
         self._ended: queue.SimpleQueue[_Event] = queue.SimpleQueue()
@@ -205,25 +212,26 @@ class CommandRun:
     def _job(self, command: Command, turn: int) -> Job:
         texts: list[str] = []
 
-        def text(slot: int) -> str:
-            texts[:] = [command.text(self._lanes[slot])]
+        def text(slot: int, device: GPUDevice) -> str:
+            # A slot that was opened later, for a command that needs more memory, is new here.
+            lane = self._lanes.setdefault(slot, Lane(len(self._lanes) + 1, device))
+            texts[:] = [command.text(lane)]
             return texts[0]
 
         def end(outcome: Outcome, job: Job) -> None:
-            if not self._again(outcome, job):
-                device_id = job.attempts[-1].device_id if job.attempts else None
-                self._ended.put(
-                    CommandDone(
-                        command.index,
-                        texts[0] if texts else "",
-                        device_id,
-                        outcome,
-                        job.attempts,
-                        command.digest,
-                        command.label,
-                        turn,
-                    )
+            device_id = job.attempts[-1].device_id if job.attempts else None
+            self._ended.put(
+                CommandDone(
+                    command.index,
+                    texts[0] if texts else "",
+                    device_id,
+                    outcome,
+                    job.attempts,
+                    command.digest,
+                    command.label,
+                    turn,
                 )
+            )
 
         return Job(
             item=command.index,
@@ -244,18 +252,6 @@ class CommandRun:
         except Exception as error:  # noqa: BLE001 - whoever is told may fail: that is the reader's
             self._ended.put(error)
             self._ended.put(None)
-            return False
-        return True
-
-    def _again(self, outcome: Outcome, job: Job) -> bool:
-        """Queue a failed command for another try where it has one left."""
-        if outcome.ending is not Ending.FAILED or len(job.attempts) > self._retries:
-            return False
-        if self._closed or self._winding_down:
-            return False
-        try:
-            self._dispatcher.add([job])
-        except ExecutorClosed:
             return False
         return True
 
@@ -281,9 +277,11 @@ def map_commands(
     node: Node | None = None,
     slots: int | None = None,
     wait_seconds: float | None = None,
-    retries: int = 0,
+    retry: RetryPolicy | None = None,
     timeout_seconds: float | None = None,
     on_begin: Callable[[Command], None] | None = None,
+    on_retry: Callable[[int, str], None] | None = None,
+    on_device_lost: Callable[[GPUDevice, str], None] | None = None,
 ) -> CommandRun:
     """Run shell commands over the devices that a request allows; see :class:`CommandRun`."""
     return CommandRun(
@@ -292,7 +290,9 @@ def map_commands(
         node=node,
         slots=slots,
         wait_seconds=wait_seconds,
-        retries=retries,
+        retry=retry,
         timeout_seconds=timeout_seconds,
         on_begin=on_begin,
+        on_retry=on_retry,
+        on_device_lost=on_device_lost,
     )

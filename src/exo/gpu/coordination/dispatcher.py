@@ -72,8 +72,8 @@ class Job(msgspec.Struct, eq=False):
     end: Callable[[Outcome, Job], None]
     payload: bytes = b""
     function: Function | None = None
-    command: Callable[[int], str] | None = None
-    """The shell's text, given the number of the slot that takes it."""
+    command: Callable[[int, GPUDevice], str] | None = None
+    """The shell's text, given the number and the device of the slot that takes it."""
     device_id: str | None = None
     """At its first try only a slot of this device takes it."""
     chunk: int | None = None
@@ -159,13 +159,13 @@ class Dispatcher:
     ) -> None:
         """Take the leases and start the slots; with ``own_node`` the node is closed at the end.
 
+        Of several requests each is met as far as it can be, and at least one.
         ``retry`` says what is tried again; by default deaths, ``max_attempts`` times in all, and
         items that ran out of memory. ``on_retry`` hears in words of each item that is,
         ``on_output`` what workers print, and ``on_device_lost`` of a device that an item found
         gone, so that it can be kept out of scheduling.
-
-        Of several requests each is met as far as it can be, and at least one.
         """
+        requests = request if isinstance(request, tuple) else (request,)
         self._node = node
         self._own_node = own_node
         self._scheduler = PullScheduler(max_attempts=max_attempts)
@@ -174,15 +174,14 @@ class Dispatcher:
         )
         self._setup = setup
         self._on_output = on_output
-        requests = request if isinstance(request, tuple) else (request,)
         self._endings = Endings(
             node,
-            requests[0],
+            requests,
             retry or RetryPolicy(max_attempts=max_attempts),
             on_retry=on_retry,
             on_device_lost=on_device_lost,
         )
-        self._picky = PickyJobs(node, requests[0])
+        self._picky = PickyJobs(node, _common(requests))
         self._fresh: deque[Job] = deque()
         self._bound: dict[str, deque[Job]] = {}
         self._sent: dict[int, Job] = {}
@@ -516,7 +515,7 @@ class Dispatcher:
                 payloads=tuple(job.payload for job in jobs),
                 function=first.function.number if first.function else None,
                 function_payload=first.function.payload if first.function else b"",
-                command=first.command(slot.number) if first.command is not None else None,
+                command=first.command(slot.number, slot.device) if first.command else None,
                 deadline_seconds=first.deadline_seconds,
                 stream=first.on_chunk is not None,
                 credits=STREAM_CREDITS if first.on_chunk is not None else 0,
@@ -618,6 +617,12 @@ class Dispatcher:
                 item=job.item, ending=Ending.DIED, started_at=now, ended_at=now, reason=reason
             )
             job.end(died, job)
+
+
+def _common(requests: tuple[Request, ...]) -> Request:
+    """What several requests, for a runtime each, have in common."""
+    first = requests[0]
+    return first if len(requests) == 1 else msgspec.structs.replace(first, runtime=None)
 
 
 def _begin(job: Job) -> bool:

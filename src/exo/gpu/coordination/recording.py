@@ -132,7 +132,7 @@ def attempt_records(done: CommandDone) -> list[ItemEnded]:
             ItemEnded(
                 item=done.index,
                 ending=(outcome if final else attempt).ending.value,
-                cause=(outcome if final else attempt).reason,
+                cause=attempt.cause or "",
                 device_id=attempt.device_id,
                 slot=attempt.slot,
                 attempt=number,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-import signal
 import subprocess
 import tempfile
 import time
@@ -19,9 +17,6 @@ if TYPE_CHECKING:
 
 # More than this is not read into memory: whoever prints it reads it from its file.
 HELD_BYTES = 2**20
-
-# Between being asked to end and being killed, for a command that took too long.
-TERM_SECONDS = 2.0
 
 
 class OutputFile:
@@ -76,22 +71,17 @@ def run_command(
         return _not_started(work, started, error)
     running.append(process)
     try:
-        timed_out = not _wait(process, work.deadline_seconds)
+        status = process.wait()
     finally:
         running.remove(process)
-    status = process.returncode
-    reason = f"the command {describe_exit(status)}" if status else ""
-    if timed_out:
-        reason = f"the command took longer than {work.deadline_seconds:g} s and was ended"
     stdout, stderr = (_taken(descriptor) for descriptor in outputs)
     return Outcome(
         item=work.items[0],
-        ending=Ending.FAILED if status or timed_out else Ending.SUCCEEDED,
+        ending=Ending.FAILED if status else Ending.SUCCEEDED,
         started_at=started,
         ended_at=time.time(),
-        reason=reason,
+        reason=f"the command {describe_exit(status)}" if status else "",
         exit_status=status,
-        timed_out=timed_out,
         stdout=stdout if isinstance(stdout, bytes) else b"",
         stderr=stderr if isinstance(stderr, bytes) else b"",
         held_stdout=stdout if isinstance(stdout, OutputFile) else None,
@@ -132,45 +122,3 @@ def _taken(descriptor: int) -> bytes | OutputFile:
         return os.pread(descriptor, size, 0) if size else b""
     finally:
         os.close(descriptor)
-
-
-def _wait(process: subprocess.Popen[bytes], deadline_seconds: float | None) -> bool:
-    """Wait for the end of a process; False when it took too long and was made to end."""
-    if deadline_seconds is None:
-        process.wait()
-        return True
-    if _ended_within(process, deadline_seconds):
-        return True
-    signal_group(process, signal.SIGTERM)
-    if not _ended_within(process, TERM_SECONDS):
-        signal_group(process, signal.SIGKILL)
-        process.wait()
-    signal_group(process, signal.SIGKILL)  # what it started may live on
-    return False
-
-
-def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Whether the process ends in time; asleep until then where the kernel tells."""
-    if hasattr(os, "pidfd_open"):
-        with contextlib.suppress(OSError):
-            watched = os.pidfd_open(process.pid)
-            try:
-                poll = select.poll()
-                poll.register(watched, select.POLLIN)
-                if not poll.poll(min(seconds * 1000, 2**31 - 1)):
-                    return False
-            finally:
-                os.close(watched)
-            process.wait()
-            return True
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
-def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    """Send a signal to all of the group that a process leads."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)

@@ -144,17 +144,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     payload: bytes = b""
     reason: str = ""
     exit_status: int | None = None
-    timed_out: bool = False
-    """Whether it was ended because it took too long."""
     stdout: bytes = b""
     stderr: bytes = b""
+    held_stdout: HeldOutput | None = None
+    """Instead of ``stdout`` where that is much; whoever reads it closes it."""
+    held_stderr: HeldOutput | None = None
     cause: Cause | None = None
     """None for one that succeeded."""
     names: tuple[str, ...] = ()
     """As :attr:`Attempt.names`."""
-    held_stdout: HeldOutput | None = None
-    """Instead of ``stdout`` where that is much; whoever reads it closes it."""
-    held_stderr: HeldOutput | None = None
 
 
 class SlotReady(msgspec.Struct, frozen=True):

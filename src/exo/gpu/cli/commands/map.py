@@ -57,6 +57,11 @@ _OPTIONS = (
         help="Try a failed item up to N times more.",
     ),
     click.option(
+        "--no-grow",
+        is_flag=True,
+        help="Do not try an item that ran out of memory again with more of it.",
+    ),
+    click.option(
         "--timeout",
         callback=duration,
         metavar="TIME",
@@ -126,6 +131,10 @@ def command(words: tuple[str, ...], **options: Any) -> int:
     from exo.gpu.cli.map.sources import Items, split_words
     from exo.gpu.cli.map.templates import parse_templates
 
+    if options["timeout"] == 0:
+        raise click.UsageError(
+            "--timeout: 0 s is no time at all; leave it out for as long as it takes"
+        )
     resume = options.pop("resume") or options.pop("resume_failed")
     told = split_words(words, null=options.pop("null"))
     templates = parse_templates(options["runtimes"], told.template)
@@ -161,6 +170,7 @@ def _run(
         joblog=options["joblog"],
         resume=resume,
         retries=options["retries"],
+        grow=not options["no_grow"],
         timeout_seconds=options["timeout"],
         eta=options["eta"],
         name=options["name"],

@@ -14,6 +14,7 @@ from exo.gpu.cli.map.output import Printer, in_order
 from exo.gpu.cli.map.templates import command_of, digest_of
 from exo.gpu.cli.progress import Progress
 from exo.gpu.coordination.commands import map_commands
+from exo.gpu.scheduling.retry import RetryPolicy
 from exo.gpu.vocabulary.job import Ending
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Settings(NamedTuple):
     joblog: Path | None
     resume: bool
     retries: int
+    grow: bool
     timeout_seconds: float | None
     eta: bool
     name: str
@@ -76,7 +78,8 @@ class MapJob:
                     request=requests,
                     slots=settings.slots,
                     wait_seconds=settings.wait_seconds,
-                    retries=settings.retries,
+                    retry=RetryPolicy(retries=settings.retries, grow=settings.grow),
+                    on_retry=self._tell_retry,
                     timeout_seconds=settings.timeout_seconds,
                     on_begin=self._begun,
                 )
@@ -114,9 +117,10 @@ class MapJob:
 
     def _commands(self) -> Iterator[Command]:
         """The items as commands, without those whose success is recorded."""
+        recorded = self._recording if self._settings.resume else None
         for index, arguments in enumerate(self._items):
-            if self._recording is not None and self._recording.has_succeeded(index):
-                if self._recording.has_succeeded(index, digest_of(arguments)):
+            if recorded is not None and recorded.has_succeeded(index):
+                if recorded.has_succeeded(index, digest_of(arguments)):
                     self._skipped += 1
                     self._progress.skip()
                     continue
@@ -126,6 +130,10 @@ class MapJob:
     def _begun(self, command: Command) -> None:
         if self._recording is not None:
             self._recording.begun(command)
+
+    def _tell_retry(self, index: int, words: str) -> None:
+        with self._progress.aside():
+            complain(f"item {index + 1} is tried again: {words}")
 
     def _take(self, run: CommandRun, joblog: Joblog | None) -> None:
         """Print and record what ends, in this order: what is recorded has been printed."""

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from exo.gpu.vocabulary.errors import JournalError
+from exo.gpu.vocabulary.job import Cause
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +18,7 @@ HEADER = b"Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCom
 JOURNAL_SUFFIX = ".journal"
 """The journal beside it, which alone decides what is resumed."""
 
-_NOT_STARTED = -1  # GNU parallel's status for what never came to one
+_NO_STATUS = -1  # GNU parallel's status for what took too long, or never began
 
 
 class Joblog:
@@ -66,7 +67,8 @@ def joblog_line(done: CommandDone, output_bytes: int) -> bytes:
     """One line; a line break within the command stays one of it, as in GNU parallel."""
     outcome = done.outcome
     status = outcome.exit_status
-    exit_value = _NOT_STARTED if status is None or outcome.timed_out else max(status, 0)
+    late = outcome.cause is Cause.TIMEOUT
+    exit_value = _NO_STATUS if status is None or late else max(status, 0)
     signal = max(-(status or 0), 0)
     seconds = max(0.0, outcome.ended_at - outcome.started_at)
     figures = (

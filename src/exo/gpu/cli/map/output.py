@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from exo.gpu.cli.main import complain
+from exo.gpu.vocabulary.job import Cause, Ending
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -82,7 +83,7 @@ class Printer:
             _write(sys.stdout, tagged(stdout.blocks(), tag))
             _write(sys.stderr, tagged(stderr.blocks(), tag))
         outcome = done.outcome
-        if outcome.exit_status is None or outcome.exit_status < 0 or outcome.timed_out:
+        if outcome.ending is not Ending.SUCCEEDED and outcome.cause is not Cause.EXIT_STATUS:
             complain(f"item {done.index + 1} on {done.device_id}: {outcome.reason}")
         for held in (outcome.held_stdout, outcome.held_stderr):
             if held is not None:
