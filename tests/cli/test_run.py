@@ -137,6 +137,13 @@ def test_what_it_took_is_said_on_request(devices, exo_gpu, script):
     )
 
 
+def test_with_v_the_same_line_is_in_the_log(devices, exo_gpu):
+    """Rule: whoever has the log on sees what a command took without asking for it."""
+    done = exo_gpu("-v", "run", "--device", "cuda:0", "--", "true")
+    (line,) = [line for line in done.stderr.splitlines() if "exo.gpu.cli.run" in line]
+    assert re.search(r"cuda:0 for \d+\.\d s, peak not seen$", line)
+
+
 def test_the_peak_is_the_drivers_figure_for_the_commands_own_processes(devices, exo_gpu):
     """Rule: what the driver counts for the command's tree is its peak; others' memory is not."""
     code = (
