@@ -29,6 +29,9 @@ RESTRICTIONS = (
     "ONEAPI_DEVICE_SELECTOR",
     "ZE_AFFINITY_MASK",
     "MESA_VK_DEVICE_SELECT",
+    "MESA_VK_DEVICE_SELECT_FORCE_DEFAULT_DEVICE",
+    "NODEVICE_SELECT",
+    "GGML_VK_VISIBLE_DEVICES",
 )
 
 # A time says nothing on a loaded machine: pytest's limit ends what hangs.
@@ -64,6 +67,7 @@ def state_folder(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("EXO_GPU_REGISTRY", str(registry / "devices.json"))
     monkeypatch.setenv("EXO_GPU_PROBES", str(registry / "probes.json"))
     monkeypatch.setenv("EXO_GPU_HISTORY", str(registry / "history.sqlite"))
+    monkeypatch.setenv("EXO_GPU_JOBS", str(registry / "jobs"))
     yield folder
     for path in (folder, registry):
         shutil.rmtree(path, ignore_errors=True)

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exo.gpu.cli.commands.map import fill, in_order
+from exo.gpu.cli.map.output import in_order
+from exo.gpu.cli.map.placeholders import Template
 from exo.gpu.coordination.commands import CommandDone
 from exo.gpu.vocabulary.job import Ending, Outcome
 
@@ -78,6 +79,10 @@ def test_a_template_without_a_place_gets_the_item_behind_it(item):
     """Rule: every {} is replaced, and a template without one is followed by the item."""
     assert fill("a {} b {}", item).count(fill("", item).strip()) >= 2
     assert fill("a", item) == fill("a {}", item)
+
+
+def fill(template: str, *arguments: str) -> str:
+    return Template(template).fill(arguments, 1, None)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +254,7 @@ def ended(index: int, output: bytes) -> CommandDone:
     outcome = Outcome(
         item=index, ending=Ending.SUCCEEDED, started_at=0, ended_at=0, stdout=output, stderr=b"e"
     )
-    return CommandDone(index, "", "cuda:0", outcome)
+    return CommandDone(index, "", "cuda:0", outcome, turn=index)
 
 
 @given(st.lists(st.binary(max_size=20), max_size=20), st.randoms(use_true_random=False))

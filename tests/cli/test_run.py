@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,3 +125,128 @@ def test_the_callers_environment_is_kept(devices, exo_gpu):
     done = exo_gpu("run", "--", "sh", "-c", 'echo "$PLAIN"', PLAIN="as it was")
     assert done.stdout == "as it was\n"
     assert "EXO_GPU_DEVICE" not in os.environ
+
+
+def test_what_it_took_is_said_on_request(devices, exo_gpu, script):
+    """Rule: --report ends with one line: devices, time, and peak memory beside what was declared."""
+    silent = exo_gpu("run", "--device", "cuda:0", "--", "true")
+    assert silent.stderr == ""
+    short = exo_gpu("run", "--memory", "8GiB", "--report", "--device", "cuda:0", "--", "true")
+    assert re.fullmatch(
+        r"exo-gpu: cuda:0 for \d+\.\d s, peak not seen of 8\.0 GiB declared\n", short.stderr
+    )
+
+
+def test_with_v_the_same_line_is_in_the_log(devices, exo_gpu):
+    """Rule: whoever has the log on sees what a command took without asking for it."""
+    done = exo_gpu("-v", "run", "--device", "cuda:0", "--", "true")
+    (line,) = [line for line in done.stderr.splitlines() if "exo.gpu.cli.run" in line]
+    assert re.search(r"cuda:0 for \d+\.\d s, peak not seen$", line)
+
+
+def test_the_peak_is_the_drivers_figure_for_the_commands_own_processes(devices, exo_gpu):
+    """Rule: what the driver counts for the command's tree is its peak; others' memory is not."""
+    code = (
+        "import json, os, sys, time\n"
+        "from pathlib import Path\n"
+        "path = Path(os.environ['EXO_GPU_FAKE'])\n"
+        "def hold(size):\n"
+        "    script = json.loads(path.read_text())\n"
+        "    others = {'pid': 1, 'memory_bytes': 2**33}\n"
+        "    script['devices'][0]['processes'] = [others, {'pid': os.getpid(), 'memory_bytes': size}]\n"
+        "    new = path.with_suffix('.new'); new.write_text(json.dumps(script)); new.replace(path)\n"
+        "from exo.gpu.nodes.local import LocalNode\n"
+        "with LocalNode() as node:\n"
+        "    for size in (3 * 2**30, 2**30):\n"
+        "        hold(size)\n"
+        "        while node.snapshot().devices[0].leases[0].seen_bytes != size:\n"
+        "            time.sleep(0.05)\n"
+    )
+    only = ["--device", "cuda:0", "--memory", "4GiB"]
+    done = exo_gpu("run", *only, "--report", "--", sys.executable, "-c", code)
+    assert "peak 3.0 GiB of 4.0 GiB declared" in done.stderr
+
+
+def test_a_command_that_takes_too_long_is_ended(devices, exo_gpu):
+    """Rule: --timeout ends it with the status of timeout(1), and no retry follows."""
+    command = ["sh", "-c", "echo begun; sleep 1000"]
+    done = exo_gpu("run", "--timeout", "1s", "--retries", "3", "--report", "--", *command)
+    assert (done.returncode, done.stdout) == (124, "begun\n")
+    assert "ended by its time limit" in done.stderr
+    assert exo_gpu("run", "--timeout", "0", "--", "true").returncode == 2
+
+
+def test_a_failing_command_is_tried_again_on_request_only(devices, exo_gpu, tmp_path):
+    """Rule: --retries N starts it N times more at most; without it a failure is the answer."""
+    command = ["sh", "-c", "echo x >> tries; test $(wc -l < tries) -ge 3"]
+    only = ["--device", "cuda:0"]
+    assert exo_gpu("run", *only, "--", *command).returncode == 1
+    assert exo_gpu("run", *only, "--retries", "0", "--", *command).returncode == 1
+    (tmp_path / "tries").unlink()
+    done = exo_gpu("run", *only, "--retries", "5", "--report", "--", *command)
+    assert done.returncode == 0
+    first, second, report = done.stderr.splitlines()
+    assert first == "exo-gpu: on cuda:0 the command exited with status 1; it is started again"
+    assert second == first
+    assert report.endswith("at try 3")
+    assert (tmp_path / "tries").read_text() == "x\n" * 3
+    given_up = exo_gpu("run", *only, "--retries", "1", "--", "sh", "-c", "exit 7")
+    assert given_up.returncode == 7
+    assert given_up.stderr.count("started again") == 1
+
+
+def test_a_dry_run_takes_nothing(devices, exo_gpu, tmp_path):
+    """Rule: the decision, the variables and the command as lines for a shell; nothing is leased."""
+    done = exo_gpu("run", "--dry-run", "--device", "rocm:0", "--", "touch", "a b")
+    assert done.returncode == 0
+    assert "# " in done.stdout
+    assert "export EXO_GPU_FAKE_VISIBLE=GPU-2222" in done.stdout
+    assert done.stdout.endswith("touch 'a b'\n")
+    assert "no lease" in done.stderr
+    assert not (tmp_path / "a b").exists()
+    assert json.loads(exo_gpu("leases", "--json").stdout)["leases"] == []
+    assert exo_gpu("run", "--dry-run", "--memory", "99TiB", "--", "true").returncode == 69
+
+
+def test_the_variables_alone_are_safe_for_a_shell(script, exo_gpu):
+    """Rule: --env-only prints what eval takes, whatever the names hold, and says that no lease is held."""
+    odd = "GPU-$(touch hacked); 'x'"
+    script(
+        {
+            "device_id": "cuda:0",
+            "name": 'a "$HOME" card',
+            "vendor": "NVIDIA",
+            "backend": "fake",
+            "runtime": "cuda",
+            "hardware_id": odd,
+        }
+    )
+    done = exo_gpu("run", "--env-only")
+    assert done.returncode == 0
+    assert "no lease is held" in done.stderr
+    shown = subprocess.run(
+        ["/bin/sh", "-euc", 'eval "$1"; printf %s "$EXO_GPU_FAKE_VISIBLE"', "sh", done.stdout],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == odd
+    assert exo_gpu("run", "--env-only", "--", "true").returncode == 2
+    assert exo_gpu("run", "--env-only", "--memory", "99TiB").returncode == 69
+
+
+def test_a_run_has_a_name(devices, command_line, exo_gpu):
+    """Rule: --name is what 'leases' calls it; else the command's own words."""
+    for name, expected in (
+        (["--name", "my training"], "my training"),
+        ([], "sh -c 'echo up; cat'"),
+    ):
+        words = command_line("run", *name, "--device", "cuda:0", "--", "sh", "-c", "echo up; cat")
+        with subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as held:
+            assert held.stdout is not None
+            assert held.stdout.readline() == "up\n"
+            (lease,) = json.loads(exo_gpu("leases", "--json").stdout)["leases"]
+            held.communicate("")
+        assert lease["holder"] == expected

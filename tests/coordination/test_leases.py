@@ -11,7 +11,7 @@ from boxes import GIB, device, host
 
 import exo.gpu as gpu
 from exo.gpu.coordination.leases import decide, lease
-from exo.gpu.coordination.runs import run_command
+from exo.gpu.coordination.runs import Listeners, run_command
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.vocabulary.errors import BackendError, InvalidValue, NeverAvailable, NotNow
 from exo.gpu.vocabulary.request import Request
@@ -84,16 +84,18 @@ def test_deciding_takes_nothing(two_fakes):
 def test_a_command_runs_pinned_and_its_status_comes_back(two_fakes, tmp_path):
     started = []
     script = f"echo $EXO_GPU_FAKE_VISIBLE > {tmp_path}/seen; exit 9"
-    status = run_command(["/bin/sh", "-c", script], Request(), on_start=started.append)
-    assert status == 9
+    end = run_command(
+        ["/bin/sh", "-c", script], Request(), listeners=Listeners(on_start=started.append)
+    )
+    assert end.status == 9
     assert started[0].chosen == ("cuda:0",)
     assert (tmp_path / "seen").read_text() == "FAKE-cuda:0\n"
-    assert run_command(["/bin/sh", "-c", "kill -TERM $$"], Request()) == 143
+    assert run_command(["/bin/sh", "-c", "kill -TERM $$"], Request()).status == 143
 
 
 def test_a_gang_gets_all_its_devices_or_none(two_fakes, tmp_path):
     script = f"echo $EXO_GPU_FAKE_VISIBLE > {tmp_path}/seen"
-    assert run_command(["/bin/sh", "-c", script], Request(count=2)) == 0
+    assert run_command(["/bin/sh", "-c", script], Request(count=2)).status == 0
     assert (tmp_path / "seen").read_text() == "FAKE-cuda:0,FAKE-cuda:1\n"
     with lease(), pytest.raises(NotNow):
         run_command(["true"], Request(count=2))
@@ -146,16 +148,16 @@ def test_work_under_a_lease_may_use_what_was_leased_for_it(two_fakes, tmp_path):
     script = "import exo.gpu as gpu; print(gpu.map(abs, [-1]), gpu.current_device().device_id)"
     nested = f"{sys.executable} -c '{script}' > {tmp_path}/out"
     with lease(devices="cuda:0"):
-        assert run_command(["/bin/sh", "-c", nested], Request()) == 0
+        assert run_command(["/bin/sh", "-c", nested], Request()).status == 0
     assert (tmp_path / "out").read_text() == "[1] cuda:1\n"
-    assert run_command(["/bin/sh", "-c", nested], Request(exclusive=True)) == 0
+    assert run_command(["/bin/sh", "-c", nested], Request(exclusive=True)).status == 0
     assert (tmp_path / "out").read_text() == "[1] cuda:0\n"
 
 
 def test_what_works_under_an_inner_lease_knows_the_outer_ones_too(two_fakes, tmp_path):
     script = "import os, exo.gpu as gpu; print(gpu.map(os.getenv, ['EXO_GPU_LEASES'])[0])"
     nested = f'{sys.executable} -c "{script}" > {tmp_path}/out'
-    assert run_command(["/bin/sh", "-c", nested], Request()) == 0
+    assert run_command(["/bin/sh", "-c", nested], Request()).status == 0
     assert len((tmp_path / "out").read_text().split(",")) == 2
 
 

@@ -76,6 +76,7 @@ def scripted_environment(folder: Path) -> dict[str, str]:
         "EXO_GPU_FAKE": str(MACHINE),
         "EXO_GPU_STATE": str(folder / "state"),
         "EXO_GPU_HISTORY": str(folder / "history.sqlite"),
+        "EXO_GPU_JOBS": str(folder / "jobs"),
     }
 
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.backends import host, pci, vulkan_answers, vulkan_drivers, vulkan_manifests
+from exo.gpu.backends import (
+    host,
+    pci,
+    vulkan_answers,
+    vulkan_drivers,
+    vulkan_manifests,
+    vulkan_selection,
+)
 from exo.gpu.backends.webgpu import AdapterKey, WebGPUDevice
 from exo.gpu.backends.webgpu_buffers import WebGPUBuffers
 from exo.gpu.backends.webgpu_speed import WebGPUSpeed
@@ -69,12 +76,15 @@ class VulkanGPUBackend(WebGPUBuffers):
         known: dict[str, tuple[AdapterKey, int]] = {}
         memories: dict[str, tuple[vulkan_drivers.MemoryHeap, ...]] = {}
         only = environ.get(INDEX_VARIABLE, "")
+        model = vulkan_selection.forced(environ)
         keys: list[AdapterKey] = []
         found: list[GPUDevice] = []
         for device, key, heaps in vulkan_drivers.distinct(drivers):
             rank = keys.count(key)
             keys.append(key)
             if only.isdigit() and len(manifests) == 1 and device.driver_index != int(only):
+                continue
+            if model is not None and model != key[:2]:
                 continue
             device_id = f"vulkan:{len(found)}"
             known[device_id] = (key, rank)
@@ -113,11 +123,12 @@ class VulkanGPUBackend(WebGPUBuffers):
     ) -> dict[str, str | None]:
         """The device's driver alone, and its place among that driver's devices.
 
-        Programs that do not read the second variable see all devices of the one driver.
+        ggml's programs get that place in a list of their own; others see all devices of the one
+        driver.
 
         Raises:
-            BackendError: when the environment excludes the driver, none is known, or several
-                devices are asked for, which no variable of Vulkan's can name.
+            BackendError: when the environment excludes the driver or the model, none is known, or
+                several devices are asked for, which no variable of Vulkan's can name.
 
         """
         if len(devices) > 1:
@@ -132,12 +143,25 @@ class VulkanGPUBackend(WebGPUBuffers):
                 f"{device.device_id} is hidden: {device.driver_manifest} is not among the "
                 f"drivers named in {' or '.join(vulkan_manifests.LISTS)}"
             )
-        index = {INDEX_VARIABLE: str(device.driver_index)}
-        return {**_drivers(device.driver_manifest), **index}
+        self._check_model(device, inherited)
+        return {
+            **_drivers(device.driver_manifest),
+            INDEX_VARIABLE: str(device.driver_index),
+            **vulkan_selection.selecting(device.driver_index),
+        }
+
+    def _check_model(self, device: GPUDevice, inherited: Mapping[str, str]) -> None:
+        model = vulkan_selection.forced(inherited)
+        known = self._keys.get(device.device_id)
+        if model is not None and known is not None and known[0][:2] != model:
+            named = inherited[vulkan_selection.MESA]
+            raise BackendError(
+                f"{device.device_id} is hidden: {vulkan_selection.MESA}={named!r} leaves another"
+            )
 
     def hiding(self) -> dict[str, str | None]:
         """A manifest that names no driver; the loader then finds none and says so."""
-        return _drivers(vulkan_manifests.NOTHING)
+        return {**_drivers(vulkan_manifests.NOTHING), **vulkan_selection.NOTHING}
 
     def speed(self, device: GPUDevice) -> WebGPUSpeed:
         """What can be timed on a device; for the process that measures, pinned to it.

@@ -12,6 +12,7 @@ from exo.gpu.cli.request_options import (
     gang_options,
     make_request,
     request_options,
+    request_options_of_many,
     size,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "make_request",
     "print_json",
     "request_options",
+    "request_options_of_many",
     "size",
     "snapshot_of",
 ]

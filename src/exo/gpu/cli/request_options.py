@@ -130,6 +130,15 @@ _GANG_OPTIONS = (
         help="How each two must be joined at least: nvlink, same_switch or any.",
     ),
 )
+_ON_OPTION = click.option(
+    "--on",
+    "runtime",
+    callback=runtime,
+    shell_complete=_completing(_runtime_names),
+    metavar="RUNTIME",
+    help="Only devices of this runtime: what the program was built for.",
+)
+
 _REQUEST_OPTIONS = (
     click.option(
         "--memory",
@@ -164,14 +173,7 @@ _REQUEST_OPTIONS = (
         metavar="ID",
         help="This device before others, if it will do; may be repeated.",
     ),
-    click.option(
-        "--on",
-        "runtime",
-        callback=runtime,
-        shell_complete=_completing(_runtime_names),
-        metavar="RUNTIME",
-        help="Only devices of this runtime: what the program was built for.",
-    ),
+    _ON_OPTION,
     click.option(
         "--all-devices",
         is_flag=True,
@@ -268,6 +270,31 @@ def request_options(command: Command) -> Command:
     for option in reversed(_REQUEST_OPTIONS):
         command = option(command)
     return command
+
+
+def request_options_of_many(command: Command) -> Command:
+    """The same options, where ``--on`` may name several runtimes."""
+    several = click.option(
+        "--on",
+        "runtimes",
+        multiple=True,
+        callback=_known_runtimes,
+        shell_complete=_completing(_runtime_names),
+        metavar="RUNTIME",
+        help="Only devices of this runtime; several, each before a template of its own, make "
+        "unlike devices work together.",
+    )
+    for option in reversed(_REQUEST_OPTIONS):
+        command = (several if option is _ON_OPTION else option)(command)
+    return command
+
+
+def _known_runtimes(
+    ctx: click.Context, option: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    for name in names:
+        runtime(ctx, option, name)
+    return names
 
 
 def gang_options(command: Command) -> Command:

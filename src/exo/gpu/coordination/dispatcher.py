@@ -18,7 +18,7 @@ from exo.gpu.coordination.endings import NO_RETRY, Endings, last_word
 from exo.gpu.coordination.items import Function, Job, LiveSlot
 from exo.gpu.coordination.open_slots import OpenSlots
 from exo.gpu.coordination.picky_jobs import PickyJobs
-from exo.gpu.coordination.slots import acquire_slots
+from exo.gpu.coordination.slots import acquire_for_all
 from exo.gpu.scheduling.retry import RetryPolicy, RetryVerdict
 from exo.gpu.scheduling.scheduler import PullScheduler
 from exo.gpu.vocabulary.errors import ExecutorClosed
@@ -78,7 +78,7 @@ class Dispatcher:
     def __init__(
         self,
         node: Node,
-        request: Request,
+        request: Request | tuple[Request, ...],
         *,
         setup: SlotSetup | None,
         slots: int | None = None,
@@ -92,11 +92,13 @@ class Dispatcher:
     ) -> None:
         """Take the leases and start the slots; with ``own_node`` the node is closed at the end.
 
+        Of several requests each is met as far as it can be, and at least one.
         ``retry`` says what is tried again; by default deaths, ``max_attempts`` times in all, and
         items that ran out of memory. ``on_retry`` hears in words of each item that is,
         ``on_output`` what workers print, and ``on_device_lost`` of a device that an item found
         gone, so that it can be kept out of scheduling.
         """
+        requests = request if isinstance(request, tuple) else (request,)
         self._node = node
         self._own_node = own_node
         self._scheduler = PullScheduler(max_attempts=max_attempts)
@@ -106,12 +108,12 @@ class Dispatcher:
         self._open = OpenSlots(node, setup, self._inbox.put, on_output)
         self._endings = Endings(
             node,
-            request,
+            requests,
             retry or RetryPolicy(max_attempts=max_attempts),
             on_retry=on_retry,
             on_device_lost=on_device_lost,
         )
-        self._picky = PickyJobs(node, request)
+        self._picky = PickyJobs(node, _common(requests))
         self._fresh: deque[Job] = deque()
         self._bound: dict[str, deque[Job]] = {}
         self._sent: dict[int, Job] = {}
@@ -125,13 +127,15 @@ class Dispatcher:
         """Set once every slot is ready or given up."""
         self._slots = self._open.live
         try:
-            taken, decision = acquire_slots(node, request, slots=slots, wait_seconds=wait_seconds)
-            self._open_slots(taken, request)
+            taken, left_out = acquire_for_all(
+                node, requests, slots=slots, wait_seconds=wait_seconds
+            )
+            self._open_slots(taken, requests[0])
         except BaseException:
             if own_node:
                 node.close()
             raise
-        self.left_out: tuple[Refusal, ...] = decision.left_out
+        self.left_out: tuple[Refusal, ...] = left_out
         self.devices = tuple(
             {slot.device.device_id: slot.device for slot in self._slots.values()}.values()
         )
@@ -429,7 +433,7 @@ class Dispatcher:
                 payloads=tuple(job.payload for job in jobs),
                 function=first.function.number if first.function else None,
                 function_payload=first.function.payload if first.function else b"",
-                command=first.command,
+                command=first.command(slot.number, slot.device) if first.command else None,
                 deadline_seconds=first.deadline_seconds,
                 stream=first.on_chunk is not None,
                 credits=STREAM_CREDITS if first.on_chunk is not None else 0,
@@ -495,6 +499,12 @@ class Dispatcher:
                 item=job.item, ending=Ending.DIED, started_at=now, ended_at=now, reason=reason
             )
             job.end(died, job)
+
+
+def _common(requests: tuple[Request, ...]) -> Request:
+    """What several requests, for a runtime each, have in common."""
+    first = requests[0]
+    return first if len(requests) == 1 else msgspec.structs.replace(first, runtime=None)
 
 
 def _begin(job: Job) -> bool:

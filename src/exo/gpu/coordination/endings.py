@@ -40,7 +40,7 @@ class Endings:
     def __init__(
         self,
         node: Node,
-        request: Request,
+        requests: tuple[Request, ...],
         policy: RetryPolicy,
         *,
         on_retry: Callable[[Job, str], None] | None,
@@ -48,7 +48,7 @@ class Endings:
     ) -> None:
         self.lost: set[str] = set()
         self._node = node
-        self._request = request
+        self._requests = requests
         self._policy = policy
         self._on_retry = on_retry
         self._on_device_lost = on_device_lost
@@ -83,10 +83,12 @@ class Endings:
     def _rooms(self, present: str) -> tuple[Room, ...]:
         """The devices that the request allows, busy ones too, of the runtime of the present one."""
         snapshot = self._node.snapshot()
-        any_size = msgspec.structs.replace(self._request, count=1, memory_bytes=None)
-        decision = select(snapshot, any_size)
         runtimes = {one.device.device_id: one.device.runtime for one in snapshot.devices}
-        mixed = self._request.all_devices or bool(self._request.devices)
+        own = (one for one in self._requests if one.runtime == runtimes.get(present))
+        request = next(own, self._requests[0])
+        any_size = msgspec.structs.replace(request, count=1, memory_bytes=None)
+        decision = select(snapshot, any_size)
+        mixed = request.all_devices or bool(request.devices)
         left_out = {refusal.device_id for refusal in decision.left_out}
         allowed = {score.device_id for score in decision.ranking}
         allowed |= {one.device_id for one in decision.refusals if not one.permanent}
@@ -94,7 +96,7 @@ class Endings:
             Room(
                 state.device.device_id,
                 memory_figures(state, snapshot)[2],
-                slots_of(state, self._request),
+                slots_of(state, request),
                 state.device.memory_pool != HOST_POOL,
             )
             for state in snapshot.devices

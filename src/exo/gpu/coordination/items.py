@@ -32,7 +32,8 @@ class Job(msgspec.Struct, eq=False):
     end: Callable[[Outcome, Job], None]
     payload: bytes = b""
     function: Function | None = None
-    command: str | None = None
+    command: Callable[[int, GPUDevice], str] | None = None
+    """The shell's text, given the number and the device of the slot that takes it."""
     device_id: str | None = None
     """At its first try only a slot of this device takes it."""
     chunk: int | None = None

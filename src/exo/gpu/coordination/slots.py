@@ -13,10 +13,10 @@ from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.units import check_whole, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from exo.gpu.nodes.transport import Node
-    from exo.gpu.vocabulary.decision import Decision
+    from exo.gpu.vocabulary.decision import Decision, Refusal
     from exo.gpu.vocabulary.device import GPUDevice
 
 
@@ -94,6 +94,64 @@ def acquire_slots(
     if not acquired:
         raise refusal(last)
     return acquired, decision
+
+
+def acquire_for_all(
+    node: Node,
+    requests: Sequence[Request],
+    *,
+    slots: int | None = None,
+    wait_seconds: float | None = None,
+) -> tuple[list[tuple[str, GPUDevice]], tuple[Refusal, ...]]:
+    """Slots for each of several requests that can have some now, and what was left out.
+
+    Where none can, the first that could later is waited for, and the others are asked again then.
+
+    Raises:
+        NeverAvailable: when no device here can ever satisfy any of them.
+        NotNow: when one could, but not at the moment, or not before the wait was over.
+
+    """
+    if len(requests) == 1:
+        acquired, decision = acquire_slots(
+            node, requests[0], slots=slots, wait_seconds=wait_seconds
+        )
+        return acquired, decision.left_out
+    acquired, refusals = _acquire_each(node, requests, slots)
+    if acquired:
+        return acquired, ()
+    possible = [place for place, refused in refusals.items() if isinstance(refused, NotNow)]
+    if not possible or wait_seconds == 0:
+        raise refusals[possible[0] if possible else 0]
+    first = possible[0]
+    acquired, _ = acquire_slots(node, requests[first], slots=slots, wait_seconds=wait_seconds)
+    others = [request for place, request in enumerate(requests) if place != first]
+    try:
+        acquired += _acquire_each(node, others, slots)[0]
+    except BaseException:
+        for lease_id, _ in acquired:
+            node.release(lease_id)
+        raise
+    return acquired, ()
+
+
+def _acquire_each(
+    node: Node, requests: Sequence[Request], slots: int | None
+) -> tuple[list[tuple[str, GPUDevice]], dict[int, NoDevice]]:
+    """What each can have without a wait, and by place why one has nothing."""
+    acquired: list[tuple[str, GPUDevice]] = []
+    refusals: dict[int, NoDevice] = {}
+    try:
+        for place, request in enumerate(requests):
+            try:
+                acquired += acquire_slots(node, request, slots=slots, wait_seconds=0)[0]
+            except NoDevice as refused:
+                refusals[place] = refused
+    except BaseException:
+        for lease_id, _ in acquired:
+            node.release(lease_id)
+        raise
+    return acquired, refusals
 
 
 def _acquire_everywhere(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exo.gpu.backend import (
     PinningAbility,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from exo.gpu.nodes.leasing import OnWait
     from exo.gpu.nodes.transport import Grant
+    from exo.gpu.vocabulary.command_end import CommandEnd
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.job import SlotEvent, SlotOutput, SlotSetup
     from exo.gpu.vocabulary.process import ProcessList
@@ -104,18 +105,14 @@ class NodeAgent:
         self.desk.release(lease_id)
 
     def run_attached(
-        self, argv: Sequence[str], lease_ids: tuple[str, ...], *, overrun: str = "warn"
-    ) -> int:
-        """Run a command under the leases with the caller's terminal; its status as a shell's."""
-        from exo.gpu.execution.foreground import run_attached
-        from exo.gpu.execution.outcome import shell_status
+        self, argv: Sequence[str], lease_ids: tuple[str, ...], **how: Any
+    ) -> CommandEnd:
+        """Run a command under the leases with the caller's terminal; how it ended."""
+        from exo.gpu.nodes.attached import run_under_leases
 
-        held = [self.desk.held[lease_id] for lease_id in lease_ids]
-        changes = self.environment(tuple(lease.lease.device_id for lease in held), lease_ids)
-        environ = apply_changes(self._environ, changes)
-        keep_open = tuple(lease.lock_fd for lease in held)
-        with self.desk.watch(lease_ids, overrun) as watch:
-            return shell_status(run_attached(argv, environ, keep_open, watch.start))
+        device_ids = tuple(self.desk.held[lease_id].lease.device_id for lease_id in lease_ids)
+        environ = apply_changes(self._environ, self.environment(device_ids, lease_ids))
+        return run_under_leases(argv, environ, self.desk, lease_ids, **how)
 
     def open_slot(
         self,

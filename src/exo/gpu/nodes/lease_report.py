@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.nodes.overrun import process_tree, seen_under
+from exo.gpu.execution.process_tree import process_tree
+from exo.gpu.nodes.overrun import seen_under
 from exo.gpu.vocabulary.errors import LeaseKept, NoSuchLease
 from exo.gpu.vocabulary.lease import Lease, Waiter
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from exo.gpu.nodes.watching import NodeEvent
     from exo.gpu.scheduling.job_queue import Turn
     from exo.gpu.telemetry.collector import TelemetryCollector
+    from exo.gpu.vocabulary.command_end import CommandEnd
     from exo.gpu.vocabulary.health import Cordon, DeviceFault, HealthVerdict
     from exo.gpu.vocabulary.job import SlotEvent, SlotOutput, SlotSetup, Work
     from exo.gpu.vocabulary.lease import Lease, Waiter
@@ -201,14 +202,22 @@ class LocalNode:
         return self._agent.desk.end(name, force=force)
 
     def run_attached(
-        self, argv: Sequence[str], lease_ids: tuple[str, ...], *, overrun: str = "warn"
-    ) -> int:
-        """Run a command under the leases with this process's terminal; its status as a shell's.
+        self,
+        argv: Sequence[str],
+        lease_ids: tuple[str, ...],
+        *,
+        overrun: str = "warn",
+        timeout_seconds: float | None = None,
+    ) -> CommandEnd:
+        """Run a command under the leases with this process's terminal; how it ended.
 
         Only the short road has it: a terminal does not travel. ``overrun`` says what becomes of
-        one that takes more memory than was declared: ``warn``, ``kill`` or ``off``.
+        one that takes more memory than was declared: ``warn``, ``kill`` or ``off``. After
+        ``timeout_seconds`` it is ended.
         """
-        return self._agent.run_attached(argv, lease_ids, overrun=overrun)
+        return self._agent.run_attached(
+            argv, lease_ids, overrun=overrun, timeout_seconds=timeout_seconds
+        )
 
     def close(self) -> None:
         """End all slots, at once, and let go of all leases; harmless twice."""

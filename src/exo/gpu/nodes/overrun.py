@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from exo.gpu.execution.process_tree import end_tree, process_tree
 from exo.gpu.vocabulary.errors import StoreError
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.units import format_size
 
 if TYPE_CHECKING:
-    import psutil
-
     from exo.gpu.backend import DeviceProcess
 
 logger = logging.getLogger("exo.gpu.nodes.overrun")
@@ -25,10 +23,6 @@ OVERRUN_WAYS = ("warn", "kill", "off")
 
 # Drivers are asked so often while a command runs: dear enough not to be done more.
 LOOK_SECONDS = 1.0
-
-# What does not end on SIGTERM by then is killed.
-KILL_SECONDS = 5.0
-KILL_POLL_SECONDS = 0.05
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -51,54 +45,6 @@ def seen_under(root_pid: int, listed: Iterable[DeviceProcess]) -> Seen:
     return Seen(total, tuple(sorted(process.pid for process in ours)))
 
 
-def process_tree(root_pid: int) -> frozenset[int]:
-    """A process and all its descendants that are alive; empty where it is gone."""
-    import psutil
-
-    try:
-        root = psutil.Process(root_pid)
-        return frozenset({root_pid, *(child.pid for child in root.children(recursive=True))})
-    except psutil.Error:
-        return frozenset()
-
-
-def end_tree(root_pid: int) -> None:
-    """End a process and all its descendants: asked first, killed after a while."""
-    import psutil
-
-    try:
-        root = psutil.Process(root_pid)
-        doomed = [root, *root.children(recursive=True)]
-    except psutil.Error:
-        return
-    for process in doomed:
-        _quietly(process.terminate)
-    # psutil's own wait would take the command's status away from whoever started it.
-    ends = time.monotonic() + KILL_SECONDS
-    while any(map(_works, doomed)) and time.monotonic() < ends:
-        time.sleep(KILL_POLL_SECONDS)
-    for process in doomed:
-        _quietly(process.kill)
-
-
-def _works(process: psutil.Process) -> bool:
-    import psutil
-
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def _quietly(act: Callable[[], None]) -> None:
-    import psutil
-
-    try:
-        act()
-    except psutil.Error as error:
-        logger.debug("already gone: %s", error)
-
-
 class OverrunWatch:
     """Looks after a command's memory on a daemon thread, for as long as the block lasts."""
 
@@ -116,6 +62,8 @@ class OverrunWatch:
         self._note = note
         self._kill = kill
         self._every_seconds = every_seconds
+        self.peak_bytes: dict[str, int] = {}
+        """By device id, the most that the driver counted for the command's processes so far."""
         self._noted: dict[str, Seen] = {}
         self._told: set[str] = set()
         self._done = threading.Event()
@@ -143,7 +91,14 @@ class OverrunWatch:
             for lease in self._leases:
                 listed = self._driver_list(lease.device_id)
                 if listed is not None:
-                    self._judge(lease, seen_under(root_pid, listed), root_pid)
+                    seen = seen_under(root_pid, listed)
+                    self._keep_peak(lease.device_id, seen)
+                    self._judge(lease, seen, root_pid)
+
+    def _keep_peak(self, device_id: str, seen: Seen) -> None:
+        if seen.pids and seen.memory_bytes is not None:
+            before = self.peak_bytes.get(device_id, 0)
+            self.peak_bytes[device_id] = max(before, seen.memory_bytes)
 
     def _judge(self, lease: Lease, seen: Seen, root_pid: int) -> None:
         if seen != self._noted.get(lease.lease_id) and not self._done.is_set():

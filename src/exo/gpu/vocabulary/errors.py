@@ -9,6 +9,7 @@
     ├── ConfigurationError (ValueError)     a setting that cannot be: names file, key and value
     ├── NoSuchDevice (LookupError)          an id that is not registered here
     ├── NoSuchLease (LookupError)           an id that no lease and nobody in the line has
+    ├── NoSuchJob (LookupError)            a name that no job of this user has
     ├── LeaseKept (RuntimeError)            a lease that may not be ended: another's, or in use
     ├── ManagerClosed (RuntimeError)        a call after shutdown()
     ├── NoDevice (RuntimeError)             the answer to a request is "no"; carries the decision
@@ -26,6 +27,7 @@
     ├── StoreError (RuntimeError)           a database of ours cannot be used here
     │   ├── StoreDamaged                    its file is broken, or is no database
     │   └── StoreTooNew                     its file was written by a later release
+    ├── JournalError (RuntimeError)         a job's journal that cannot be used: names it and why
     └── ExecutionError (RuntimeError)       work that did not end as it should
         ├── WorkerDied                      its process died, as often as retries allow
         ├── TimedOut (TimeoutError)         it ran for longer than it was given
@@ -89,6 +91,10 @@ class NoSuchDevice(ExoGpuError, LookupError):
 
 class NoSuchLease(ExoGpuError, LookupError):
     """An id that no lease and nobody in the line has."""
+
+
+class NoSuchJob(ExoGpuError, LookupError):
+    """A name that no job of this user has, or that means more than one."""
 
 
 class LeaseKept(ExoGpuError, RuntimeError):
@@ -177,6 +183,10 @@ class StoreDamaged(StoreError):
 
 class StoreTooNew(StoreError):
     """A database of ours that a later release has written; it is left as it is."""
+
+
+class JournalError(ExoGpuError, RuntimeError):
+    """A job's journal is in use, damaged at its head, of another job, or cannot be written."""
 
 
 class ExecutionError(ExoGpuError, RuntimeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 
@@ -115,6 +116,20 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """Of a stream: how many chunks it may be ahead of :class:`SlotChunk`'s reader."""
 
 
+class HeldOutput(Protocol):
+    """What a command printed, where it is too much to hold in memory; gone once it is closed."""
+
+    size_bytes: int
+
+    def read(self, offset: int, count: int) -> bytes:
+        """So many bytes from there; fewer at the end."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it; harmless twice."""
+        ...
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How one item ended; times are Unix seconds.
 
@@ -131,6 +146,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     exit_status: int | None = None
     stdout: bytes = b""
     stderr: bytes = b""
+    held_stdout: HeldOutput | None = None
+    """Instead of ``stdout`` where that is much; whoever reads it closes it."""
+    held_stderr: HeldOutput | None = None
     cause: Cause | None = None
     """None for one that succeeded."""
     names: tuple[str, ...] = ()

@@ -263,4 +263,19 @@ def _variables(node: LocalNode, report: DiscoveryReport) -> dict[str, Any]:
                 f"{name}={value} counts devices, and programs count in different orders; "
                 "name devices by their hardware ids (exo-gpu select --format uuid)"
             )
+    warnings += _not_enforced(report)
     return {"variables": inherited, "warnings": list(dict.fromkeys(warnings))}
+
+
+def _not_enforced(report: DiscoveryReport) -> list[str]:
+    """Cards that only our own workers tell apart: a driver is hidden as a whole or not at all."""
+    sharing: dict[str, list[str]] = {}
+    for device in report.devices:
+        if device.backend == "vulkan" and device.driver_manifest:
+            sharing.setdefault(device.driver_manifest, []).append(device.device_id)
+    return [
+        f"{' and '.join(ids)} have one Vulkan driver: between them exo-gpu's workers open their "
+        "own only, which is not enforced for other programs"
+        for ids in sharing.values()
+        if len(ids) > 1
+    ]

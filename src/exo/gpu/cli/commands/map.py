@@ -3,37 +3,95 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
-import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from exo.gpu.cli.context import files, left_out_line, make_request, request_options
-from exo.gpu.cli.main import complain
+from exo.gpu.cli.context import duration, files, make_request, request_options_of_many
+from exo.gpu.cli.map.halt import halt_option
 from exo.gpu.cli.waiting import wait_options, wait_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Generator
     from types import FrameType
 
-    from exo.gpu.cli.progress import Progress
-    from exo.gpu.coordination.commands import CommandDone
-
-ITEMS_FOLLOW = ":::"
-PLACE = "{}"
+    from exo.gpu.cli.map.halt import Halt
+    from exo.gpu.cli.map.sources import Items
+    from exo.gpu.cli.map.templates import Templates
+    from exo.gpu.vocabulary.request import Request
 
 # As GNU parallel: the status is the number of failed items, up to here; one more means "more".
 MOST_COUNTED = 100
 
 SIGNAL_BASE = 128  # a shell's status for a death by signal n is 128 + n
 
-# Outputs that wait for their turn under --keep-order stay in memory up to here, then on disk.
-SPOOL_BYTES = 16 * 2**20
+_OPTIONS = (
+    click.option(
+        "-j",
+        "--slots",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="How many items a device has at once.",
+    ),
+    click.option(
+        "-0", "--null", is_flag=True, help="Items that are read end in NUL, not in a line end."
+    ),
+    click.option("-k", "--keep-order", is_flag=True, help="Print in the order of the items."),
+    click.option("--tag", is_flag=True, help="Print the item and a tab before each line."),
+    click.option("--json", "as_json", is_flag=True, help="One JSON object a line for each item."),
+    click.option(
+        "--halt",
+        callback=halt_option,
+        metavar="WHEN",
+        help="Stop early: now,fail=1 ends what runs; soon,fail=20% begins no more. Also success=N "
+        "and done=N.",
+    ),
+    click.option(
+        "--retries",
+        type=click.IntRange(min=0),
+        default=0,
+        metavar="N",
+        help="Try a failed item up to N times more.",
+    ),
+    click.option(
+        "--no-grow",
+        is_flag=True,
+        help="Do not try an item that ran out of memory again with more of it.",
+    ),
+    click.option(
+        "--timeout",
+        callback=duration,
+        metavar="TIME",
+        help="End an item that takes longer, as 90s or 30m: it has failed.",
+    ),
+    click.option(
+        "--joblog",
+        type=click.Path(dir_okay=False, path_type=Path),
+        shell_complete=files,
+        metavar="FILE",
+        help="Write a line for each item, in GNU parallel's columns; FILE.journal lies beside it.",
+    ),
+    click.option(
+        "--resume",
+        is_flag=True,
+        help="Run only the items whose success is not recorded: by the journal beside --joblog, "
+        "or of the newest job of this command in this directory, or of this --name.",
+    ),
+    click.option("--resume-failed", is_flag=True, help="The same, as GNU parallel has it."),
+    click.option("--name", default="", metavar="TEXT", help="What the job is called."),
+    click.option("--sync", is_flag=True, help="Have each record on the disk before going on."),
+    click.option("--eta", is_flag=True, help="A bar for each device, and how long it will take."),
+    click.option("--dry-run", is_flag=True, help="Print the commands and run none."),
+)
 
-READ_BYTES = 65536  # what a pipe holds on Linux
+
+def _map_options(command: Any) -> Any:
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command(
@@ -42,75 +100,109 @@ READ_BYTES = 65536  # what a pipe holds on Linux
     "255 usage or our own failure. Two answers to the request come before any item starts: "
     "69 no device here can ever satisfy this; 75 not now.",
 )
-@request_options
+@request_options_of_many
 @wait_options
-@click.option(
-    "--slots", type=click.IntRange(min=1), metavar="N", help="How many items a device has at once."
-)
-@click.option("-k", "--keep-order", is_flag=True, help="Print in the order of the items.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line for each item.")
+@_map_options
 @click.argument(
     "words",
-    metavar="TEMPLATE [::: ITEM...]",
+    metavar="TEMPLATE [::: ITEM...] [:::: FILE...]",
     nargs=-1,
     type=click.UNPROCESSED,
     shell_complete=files,
 )
-def command(
-    words: tuple[str, ...],
-    slots: int | None,
-    keep_order: bool,
-    as_json: bool,
-    **options: Any,
-) -> int:
+def command(words: tuple[str, ...], **options: Any) -> int:
     """Run a command for every item, spread over the devices.
 
     TEMPLATE is a command of /bin/sh. The item, quoted for the shell, replaces every {}, or
     follows it where there is none; put no quotes of your own around {}. Items come after ':::',
-    or from standard input, one a line, an empty line being an item. A device takes the next item
-    as soon as it is free. What an item prints comes out whole, as the items end.
+    from the lines of a file after '::::', or from standard input, one a line, an empty line being
+    an item; several lists are combined, and ':::+' goes along with the list before it. A device
+    takes the next item as soon as it is free. What an item prints comes out whole, as the items
+    end.
+
+    {.} is the item without its extension, {/} without its folders, {//} its folder, {/.} both;
+    {1} and {2.} are of one list; {#} is its number, {%} that of the slot, {device} the device.
 
     \b
     exo-gpu map 'gzip -9 -k {}' ::: *.jsonl
-    find . -name '*.wav' | exo-gpu map 'python transcribe.py {}'
+    find . -name '*.wav' | exo-gpu map --joblog log 'python transcribe.py {}'
+    exo-gpu map --on cuda 'A {}' --on rocm 'B {}' ::: 1 2 3
     """  # noqa: D301 - \b is click's mark of lines that stay as they are
-    from exo.gpu.cli.progress import Progress
+    from exo.gpu.cli.map.sources import Items, split_words
+    from exo.gpu.cli.map.templates import parse_templates
+
+    if options["timeout"] == 0:
+        raise click.UsageError(
+            "--timeout: 0 s is no time at all; leave it out for as long as it takes"
+        )
+    resume = options.pop("resume") or options.pop("resume_failed")
+    told = split_words(words, null=options.pop("null"))
+    templates = parse_templates(options["runtimes"], told.template)
+    items = Items(told.sources)
+    if options["dry_run"]:
+        return _dry_run(templates, items, options, resume=resume)
+    requests = _requests(templates, options)
+    with _ending_on_signals():
+        failed = _run(templates, items, requests, options, resume=resume)
+    return min(failed, MOST_COUNTED + 1)
+
+
+def _run(
+    templates: Templates,
+    items: Items,
+    requests: tuple[Request, ...],
+    options: dict[str, Any],
+    *,
+    resume: bool,
+) -> int:
+    """Run the items; how many failed, or 0 where enough of them succeeded."""
+    from exo.gpu.cli.map.job import MapJob, Settings
     from exo.gpu.configuration import load_configuration
-    from exo.gpu.coordination.commands import map_commands
-    from exo.gpu.vocabulary.job import Ending
 
     configuration = load_configuration(os.environ)
-    slots = slots or configuration.value("map.slots")
-    keep_order = keep_order or configuration.value("map.keep_order")
-    template, arguments = _split(words)
-    items = _lines_of_stdin() if arguments is None else arguments
-    patience = wait_seconds(options)
-    request = make_request(f"exo-gpu map {template}", options)
-    commands = (fill(template, item) for item in items)
-    progress = Progress(sys.stderr, total=None if arguments is None else len(arguments))
-    with (
-        _ending_on_signals(),
-        map_commands(commands, request=request, slots=slots, wait_seconds=patience) as results,
-        progress,
-    ):
-        left_out = left_out_line(results.left_out)
-        if left_out:
-            complain(left_out)
-        for done in in_order(results) if keep_order else results:
-            with progress.aside():
-                _print(done, as_json=as_json)
-            succeeded = done.outcome.ending is Ending.SUCCEEDED
-            progress.count(done.index, done.device_id, succeeded=succeeded)
-    if progress.failed:
-        complain(_failures(progress))
-    return min(progress.failed, MOST_COUNTED + 1)
+    halt: Halt | None = options["halt"]
+    settings = Settings(
+        slots=options["slots"] or configuration.value("map.slots"),
+        keep_order=options["keep_order"] or configuration.value("map.keep_order"),
+        as_json=options["as_json"],
+        tag=options["tag"],
+        halt=halt,
+        joblog=options["joblog"],
+        resume=resume,
+        retries=options["retries"],
+        grow=not options["no_grow"],
+        timeout_seconds=options["timeout"],
+        eta=options["eta"],
+        name=options["name"],
+        sync=options["sync"],
+        wait_seconds=wait_seconds(options),
+    )
+    return MapJob(templates, items, settings).run(requests)
 
 
-def _failures(progress: Progress) -> str:
-    """Which items failed, counted from 1 as people and ``sed -n`` do."""
-    names = ", ".join(str(index + 1) for index in progress.failed_items)
-    more = " and more" if progress.failed > len(progress.failed_items) else ""
-    return f"{progress.failed} of {progress.done} items failed: {names}{more}"
+def _requests(templates: Templates, options: dict[str, Any]) -> tuple[Request, ...]:
+    """What is asked of the devices: once, or for each runtime.
+
+    Raises:
+        UsageError: for options that exclude each other.
+
+    """
+    holder = options["name"] or f"exo-gpu map {templates.title}"
+    runtimes = templates.runtimes or (None,)
+    return tuple(make_request(holder, options | {"runtime": one}) for one in runtimes)
+
+
+def _dry_run(templates: Templates, items: Items, options: dict[str, Any], *, resume: bool) -> int:
+    """Print what would run; what depends on the device stays a placeholder."""
+    from exo.gpu.cli.map.keeping import tally_to_resume
+    from exo.gpu.cli.map.templates import digest_of
+
+    tally = tally_to_resume(templates.texts, options["joblog"], options["name"]) if resume else None
+    for index, arguments in enumerate(items):
+        if tally is None or not tally.has_succeeded(index, digest_of(arguments)):
+            for line in templates.listed(arguments, index + 1):
+                click.echo(os.fsencode(line))
+    return 0
 
 
 @contextmanager
@@ -131,103 +223,3 @@ def _ending_on_signals() -> Generator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def fill(template: str, item: str) -> str:
-    """The command for one item: quoted, in every ``{}``, or behind a template without one."""
-    quoted = shlex.quote(item)
-    return template.replace(PLACE, quoted) if PLACE in template else f"{template} {quoted}"
-
-
-def in_order(results: Iterable[CommandDone]) -> Iterator[CommandDone]:
-    """The same results by index; what one prints waits on disk where it is much."""
-    import tempfile
-
-    from msgspec.structs import replace
-
-    waiting: dict[int, tuple[CommandDone, int, int, int]] = {}
-    turn = 0
-    with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as spool:
-        for done in results:
-            out, err = done.outcome.stdout, done.outcome.stderr
-            place = spool.seek(0, os.SEEK_END)
-            spool.write(out + err)
-            bare = replace(done, outcome=replace(done.outcome, stdout=b"", stderr=b""))
-            waiting[done.index] = (bare, place, len(out), len(err))
-            while turn in waiting:
-                bare, place, out_bytes, err_bytes = waiting.pop(turn)
-                spool.seek(place)
-                out, err = spool.read(out_bytes), spool.read(err_bytes)
-                yield replace(bare, outcome=replace(bare.outcome, stdout=out, stderr=err))
-                turn += 1
-            if not waiting:
-                spool.seek(0)
-                spool.truncate()
-
-
-def _split(words: tuple[str, ...]) -> tuple[str, Sequence[str] | None]:
-    """The template, and the items after ``:::``; None when they are on standard input.
-
-    Raises:
-        UsageError: for an empty template, a second ``:::``, or a terminal as standard input.
-
-    """
-    arguments: Sequence[str] | None = None
-    if ITEMS_FOLLOW in words:
-        place = words.index(ITEMS_FOLLOW)
-        words, arguments = words[:place], words[place + 1 :]
-        if ITEMS_FOLLOW in arguments:
-            raise click.UsageError(f"more than one {ITEMS_FOLLOW!r}: items are one list here")
-    template = " ".join(words)
-    if not template.strip():
-        raise click.UsageError("the command template is empty")
-    if arguments is None and (sys.stdin is None or sys.stdin.isatty()):
-        raise click.UsageError(f"no items: give them after {ITEMS_FOLLOW!r} or on standard input")
-    return template, arguments
-
-
-def _lines_of_stdin() -> Iterator[str]:
-    """Lines as they come; unbuffered, so that no lock is held when the program ends meanwhile."""
-    rest = b""
-    while block := os.read(sys.stdin.fileno(), READ_BYTES):
-        *lines, rest = (rest + block).split(b"\n")
-        yield from map(os.fsdecode, lines)
-    if rest:
-        yield os.fsdecode(rest)
-
-
-def _print(done: CommandDone, *, as_json: bool) -> None:
-    outcome = done.outcome
-    if as_json:
-        _write(sys.stdout, _json_line(done))
-    else:
-        _write(sys.stdout, outcome.stdout)
-        _write(sys.stderr, outcome.stderr)
-    if outcome.exit_status is None or outcome.exit_status < 0:
-        complain(f"item {done.index + 1} on {done.device_id}: {outcome.reason}")
-
-
-def _write(stream: TextIO | None, output: bytes) -> None:
-    """All of it at once; a stream that the caller closed (``>&-``) is None and takes nothing."""
-    if stream is not None and output:
-        stream.buffer.write(output)
-        stream.buffer.flush()
-
-
-def _json_line(done: CommandDone) -> bytes:
-    import msgspec
-
-    outcome = done.outcome
-    fields = {
-        "index": done.index,
-        "command": os.fsencode(done.command).decode(errors="replace"),
-        "device_id": done.device_id,
-        "ending": outcome.ending.value,
-        "exit_status": outcome.exit_status,
-        "reason": outcome.reason,
-        "started_at": outcome.started_at,
-        "ended_at": outcome.ended_at,
-        "stdout": outcome.stdout.decode(errors="replace"),
-        "stderr": outcome.stderr.decode(errors="replace"),
-    }
-    return msgspec.json.encode(fields) + b"\n"

@@ -1,0 +1,92 @@
+"""``exo-gpu jobs``: jobs of ``map``, what became of their items, and who did them when."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from exo.gpu.cli.context import files, print_json
+from exo.gpu.cli.main import SUCCESS, complain
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog="Exit status: 0; 1 there is no such job, or its journal cannot be read; 2 usage.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> int:
+    """List the jobs of map, the newest first.
+
+    A job is running, done, or interrupted: then 'exo-gpu map --resume' goes on with it. DONE,
+    FAILED and LEFT count its items.
+    """
+    from exo.gpu.coordination.jobs import list_jobs
+
+    if ctx.invoked_subcommand is not None:
+        return SUCCESS
+    jobs, problems = list_jobs(os.environ)
+    for problem in problems:
+        complain(problem)
+    if as_json:
+        print_json({"jobs": [job.to_dict() for job in jobs]})
+    elif jobs:
+        from exo.gpu.cli.jobs_view import jobs_table
+
+        click.echo(jobs_table(jobs))
+    else:
+        complain("there are no jobs yet: 'exo-gpu map' makes one")
+    return SUCCESS
+
+
+def _complete_id(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    from exo.gpu.execution.job_folder import SUFFIX, jobs_folder, journals
+
+    ids = (path.name.removesuffix(SUFFIX) for path in journals(jobs_folder(os.environ)))
+    return [job_id for job_id in ids if job_id.startswith(incomplete)]
+
+
+@command.command("show")
+@click.argument("name", metavar="ID", shell_complete=_complete_id)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    shell_complete=files,
+    metavar="FILE",
+    help="Also draw who did what when: .png, .svg or .pdf.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+def show(name: str, plot: Path | None, as_json: bool) -> int:
+    """Say all of one job: its items, its devices, and what may have been done twice.
+
+    ID is the job's id or a part of it, its name, the file of --joblog, a journal, or 'last'.
+    """
+    from exo.gpu.cli.jobs_view import job_page
+    from exo.gpu.coordination.jobs import find_journal, story_of
+
+    path = find_journal(os.environ, name)
+    story = story_of(path)
+    if plot is not None:
+        _draw(path, plot)
+    if as_json:
+        print_json(story.to_dict())
+    else:
+        click.echo(job_page(story))
+    return SUCCESS
+
+
+def _draw(path: Path, plot: Path) -> None:
+    from exo.gpu.coordination.jobs import story_of, tries_of
+    from exo.gpu.vocabulary.errors import BackendUnavailable
+
+    try:
+        from exo.gpu.cli.jobs_view import draw_gantt
+
+        draw_gantt(story_of(path), tries_of(path), plot)
+    except ImportError as error:
+        hint = "pip install 'exo-gpu[plot]'"
+        raise BackendUnavailable("--plot needs matplotlib, which is not here", hint) from error
+    except ValueError as error:
+        raise click.UsageError(f"--plot: {plot} cannot be drawn: {error}") from error

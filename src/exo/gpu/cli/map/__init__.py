@@ -1,0 +1,1 @@
+"""The parts of ``exo-gpu map``: templates, items, when to stop, and what is printed where."""
