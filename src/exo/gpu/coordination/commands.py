@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # Commands pulled ahead of those that run, so that no slot waits for the source.
 PULLED_AHEAD = 2
 
+# A signal that arrives in the moment before a wait is seen at its end only: each is so short.
+SIGNAL_SECONDS = 1.0
+
 
 class Lane(msgspec.Struct, frozen=True):
     """A slot as its commands see it; ``number`` counts from 1 over all devices of a run."""
@@ -161,7 +164,10 @@ class CommandRun:
         failure: Exception | None = None
         self._feeder.start()
         while self._expected is None or self._seen < self._expected:
-            done = self._ended.get()
+            try:
+                done = self._ended.get(timeout=SIGNAL_SECONDS)
+            except queue.Empty:
+                continue
             if isinstance(done, _SourceEnded):
                 self._expected = self._pulled if self._expected is None else self._expected
                 failure = failure or done.error
