@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from exo.gpu.coordination.endings import NO_RETRY, Endings, last_word
-from exo.gpu.coordination.picky_jobs import Opening, PickyJobs, SlotView
+from exo.gpu.coordination.items import Function, Job, LiveSlot
+from exo.gpu.coordination.open_slots import OpenSlots
+from exo.gpu.coordination.picky_jobs import PickyJobs
 from exo.gpu.coordination.slots import acquire_for_all
 from exo.gpu.scheduling.retry import RetryPolicy, RetryVerdict
 from exo.gpu.scheduling.scheduler import PullScheduler
@@ -46,82 +48,13 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.request import Request
 
+__all__ = ["Dispatcher", "Function", "Job"]
+
 logger = logging.getLogger(__name__)
 
 
 # How far a stream may be ahead of its reader, in chunks.
 STREAM_CREDITS = 16
-
-
-class Function(msgspec.Struct, frozen=True, eq=False):
-    """A function that many items share: it is sent to a slot once."""
-
-    number: int
-    payload: bytes
-
-
-class Job(msgspec.Struct, eq=False):
-    """One item on its way: what to send, whom to tell, and the tries so far.
-
-    ``begin`` is asked once, right before the item is first sent, and may withdraw it by
-    returning False. ``end`` is told exactly once, unless it was withdrawn.
-    """
-
-    item: int
-    begin: Callable[[], bool]
-    end: Callable[[Outcome, Job], None]
-    payload: bytes = b""
-    function: Function | None = None
-    command: Callable[[int, GPUDevice], str] | None = None
-    """The shell's text, given the number and the device of the slot that takes it."""
-    device_id: str | None = None
-    """At its first try only a slot of this device takes it."""
-    chunk: int | None = None
-    """How many of its kind a slot takes at once; None: the scheduler decides."""
-    deadline_seconds: float | None = None
-    """How long each try may take."""
-    on_chunk: Callable[[SlotChunk, Callable[[int], None]], None] | None = None
-    """The function yields: hears each chunk, with what lets the function be so many more ahead."""
-    attempts: tuple[Attempt, ...] = ()
-    begun: bool = False
-    chunks: int = 0
-    """How many were heard; with the first one, there is no other try."""
-    cancelled: bool = False
-    failure: Outcome | None = None
-    """Of the last try, where there is to be another one."""
-    memory_bytes: int | None = None
-    """What a further try asks for; None: as much as the first one."""
-    without_devices: tuple[str, ...] = ()
-    """Where a further try does not go."""
-
-
-class _Slot:
-    __slots__ = (
-        "busy",
-        "device",
-        "extra",
-        "items",
-        "memory_bytes",
-        "number",
-        "retiring",
-        "sent_at",
-        "sent_items",
-        "work_id",
-    )
-
-    def __init__(
-        self, number: int, device: GPUDevice, memory_bytes: int | None, *, extra: bool = False
-    ) -> None:
-        self.number = number
-        self.device = device
-        self.memory_bytes = memory_bytes
-        self.extra = extra  # opened for items that need more than the others
-        self.retiring = False  # it gets no more work, and is closed once it has none
-        self.busy = True  # until its first process is ready
-        self.sent_at = 0.0
-        self.sent_items = 0
-        self.work_id = -1
-        self.items: tuple[int, ...] = ()
 
 
 class _Close(msgspec.Struct, frozen=True):
@@ -172,8 +105,7 @@ class Dispatcher:
         self._inbox: queue.SimpleQueue[list[Job] | SlotEvent | _Close | _Cancel] = (
             queue.SimpleQueue()
         )
-        self._setup = setup
-        self._on_output = on_output
+        self._open = OpenSlots(node, setup, self._inbox.put, on_output)
         self._endings = Endings(
             node,
             requests,
@@ -187,14 +119,13 @@ class Dispatcher:
         self._sent: dict[int, Job] = {}
         self._work_numbers = itertools.count()
         self._closing: _Close | None = None
-        self._retiring = False  # whether any slot is
         self._over = False
         self._door = threading.Lock()  # between adding a job and the end of the last one
         self._problem = ""
         self._failure: BaseException | None = None
         self.started = threading.Event()
         """Set once every slot is ready or given up."""
-        self._slots: dict[int, _Slot] = {}
+        self._slots = self._open.live
         try:
             self.left_out = self._open_slots(requests, slots, wait_seconds)
         except BaseException:
@@ -205,7 +136,7 @@ class Dispatcher:
             {slot.device.device_id: slot.device for slot in self._slots.values()}.values()
         )
         self._starting = set(self._slots)
-        self._devices = {number: slot.device for number, slot in self._slots.items()}
+        self._devices = self._open.devices
         self.lanes = tuple((number, slot.device) for number, slot in self._slots.items())
         """(slot number, device) of every slot, in the order of preference."""
         self._thread = threading.Thread(target=self._serve, name="exo-gpu-dispatch", daemon=True)
@@ -223,12 +154,10 @@ class Dispatcher:
         waiting = deque(acquired)
         try:
             while waiting:
-                lease_id, device = waiting[0]
-                number = self._begin_slot(lease_id)
-                self._slots[number] = _Slot(number, device, requests[0].memory_bytes)
-                waiting.popleft()
+                lease_id, device = waiting.popleft()
+                self._open.open(lease_id, device, requests[0].memory_bytes)
         except BaseException:
-            self._node.close_slots(tuple(self._slots), kill=True)
+            self._open.close(kill=True)
             for lease_id, _ in waiting:
                 self._node.release(lease_id)
             raise
@@ -274,11 +203,11 @@ class Dispatcher:
                     self._handle(self._inbox.get(timeout=self._picky.look_seconds))
                 while not self._inbox.empty():
                     self._handle(self._inbox.get())
-                self._feed()
-                if self._picky.jobs or self._picky.retired or self._retiring:
+                if self._picky.jobs or self._picky.retired or self._open.retiring:
                     self._make_room()
+                self._feed()
             kill = self._closing is not None and self._closing.kill
-            self._node.close_slots(tuple(self._slots), kill=kill)
+            self._open.close(kill=kill)
         except BaseException as error:
             self._failure = error
             raise
@@ -382,14 +311,15 @@ class Dispatcher:
             )
             self._fail(self._sent[item], outcome, slot, alone=alone)
 
-    def _fail(self, job: Job, outcome: Outcome, slot: _Slot | None, *, alone: bool) -> None:
+    def _fail(self, job: Job, outcome: Outcome, slot: LiveSlot | None, *, alone: bool) -> None:
         """An attempt did not succeed: another one, or the end."""
         if slot is not None:
             self._note(job, outcome, slot.number)
         tried = slot is not None and not job.cancelled and not job.chunks
         verdict = self._endings.judge(job, alone=alone) if tried else NO_RETRY
         if verdict.cordon and slot is not None:
-            self._retire(slot.device.device_id)
+            self._problem = f"{slot.device.device_id} is lost: {outcome.reason}"
+            self._open.retire(slot.device.device_id)
         if not verdict.again:
             self._sent.pop(outcome.item)
             job.end(last_word(job, outcome, verdict), job)
@@ -400,12 +330,6 @@ class Dispatcher:
             self._picky.jobs.append(job)
         else:
             self._scheduler.give_back((job.item,))
-
-    def _retire(self, device_id: str) -> None:
-        """Give the slots of a device no more work; those without any are closed."""
-        for slot in tuple(self._slots.values()):
-            if slot.device.device_id == device_id:
-                slot.retiring = self._retiring = True
 
     def _hand_on(self, chunk: SlotChunk) -> None:
         job, slot = self._sent.get(chunk.item), self._slots.get(chunk.slot_id)
@@ -445,8 +369,7 @@ class Dispatcher:
         logger.warning("a slot of %s is given up: %s", device.device_id, _last_line(event.reason))
         self._scheduler.close_slot(event.slot_id)
         self._scheduler.give_back(event.unfinished)
-        self._slots.pop(event.slot_id)
-        self._node.close_slots((event.slot_id,))
+        self._open.drop(event.slot_id)
         self._starting.discard(event.slot_id)
         if not self._starting:
             self.started.set()
@@ -455,7 +378,7 @@ class Dispatcher:
             self._end_all(f"no worker is left: {self._problem}")
 
     def _unbind(self, device: GPUDevice) -> None:
-        if all(slot.device.device_id != device.device_id for slot in self._slots.values()):
+        if not self._open.has(device):
             # Nobody else is of that device: its own jobs go to whoever is free.
             self._fresh.extendleft(reversed(self._bound.pop(device.device_id, deque())))
 
@@ -481,7 +404,7 @@ class Dispatcher:
             self._withdraw(job)
         return not job.cancelled
 
-    def _next_jobs(self, slot: _Slot) -> list[Job]:
+    def _next_jobs(self, slot: LiveSlot) -> list[Job]:
         if self._picky.jobs:
             picky = self._picky.take(slot.device.device_id, slot.memory_bytes)
             if picky is not None:
@@ -502,7 +425,7 @@ class Dispatcher:
             jobs.append(self._fresh.popleft())
         return jobs
 
-    def _send(self, slot: _Slot, jobs: list[Job]) -> None:
+    def _send(self, slot: LiveSlot, jobs: list[Job]) -> None:
         first = jobs[0]
         self._sent.update({job.item: job for job in jobs})
         slot.busy, slot.sent_items, slot.sent_at = True, len(jobs), time.perf_counter()
@@ -552,26 +475,13 @@ class Dispatcher:
 
     def _make_room(self) -> None:
         """For items that no slot can take: a lease of their size, in place of smaller ones."""
-        for slot in tuple(self._slots.values()):
-            if slot.retiring and not slot.busy:
-                self._close_slot(slot)
-        self._retiring = any(slot.retiring for slot in self._slots.values())
-        views = [
-            SlotView(slot.device.device_id, slot.memory_bytes, slot.busy, slot.retiring, slot.extra)
-            for slot in self._slots.values()
-        ]
         work_left = bool(self._fresh or self._scheduler.waiting or any(self._bound.values()))
-        look = self._picky.look(views, self.devices[0].runtime, work_left=work_left)
-        for device_id in look.retire:
-            self._retire(device_id)
-        if look.hopeless is not None:
-            self._give_up(look.hopeless, look.why)
-        for opening in look.open:
-            self._open_slot(opening)
-        if look.close_extra:
-            for slot in self._slots.values():
-                slot.retiring = slot.retiring or slot.extra
-                self._retiring = self._retiring or slot.retiring
+        changes = self._open.make_room(self._picky, self._endings.lost, work_left=work_left)
+        for slot in changes.closed:
+            self._scheduler.close_slot(slot.number)
+            self._unbind(slot.device)
+        if changes.hopeless is not None:
+            self._give_up(changes.hopeless, changes.why)
 
     def _give_up(self, job: Job, why: str) -> None:
         """An item that was to be tried again, and cannot be."""
@@ -579,29 +489,6 @@ class Dispatcher:
         self._picky.jobs.remove(job)
         self._sent.pop(job.item)
         job.end(last_word(job, job.failure, RetryVerdict(again=False, reason=why)), job)
-
-    def _open_slot(self, opening: Opening) -> None:
-        try:
-            number = self._begin_slot(opening.lease_id)
-        except BaseException:
-            self._node.release(opening.lease_id)
-            raise
-        slot = _Slot(number, opening.device, opening.memory_bytes, extra=opening.extra)
-        self._slots[number] = slot
-        self._devices[number] = slot.device
-
-    def _begin_slot(self, lease_id: str) -> int:
-        if self._on_output is None:
-            return self._node.open_slot(lease_id, self._setup, self._inbox.put)
-        return self._node.open_slot(lease_id, self._setup, self._inbox.put, self._on_output)
-
-    def _close_slot(self, slot: _Slot) -> None:
-        self._slots.pop(slot.number)
-        self._scheduler.close_slot(slot.number)
-        self._node.close_slots((slot.number,))
-        if not slot.extra and slot.device.device_id not in self._endings.lost:
-            self._picky.retired.append(slot.device.device_id)
-        self._unbind(slot.device)
 
     def _end_all(self, reason: str) -> None:
         now = time.time()

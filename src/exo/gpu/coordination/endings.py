@@ -24,7 +24,7 @@ from exo.gpu.vocabulary.job import Cause, Ending, Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from exo.gpu.coordination.dispatcher import Job
+    from exo.gpu.coordination.items import Job
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.request import Request

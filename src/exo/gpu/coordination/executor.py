@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
-from exo.gpu.coordination.dispatcher import Dispatcher, Function, Job
+from exo.gpu.coordination.dispatcher import Dispatcher
+from exo.gpu.coordination.items import Function, Job
 from exo.gpu.coordination.slots import request_of
 from exo.gpu.coordination.streaming import ChunkStream
 from exo.gpu.execution.payloads import dump, dump_function, error_of, load_result
@@ -242,11 +243,12 @@ class GPUExecutor(Executor):
             raise ExecutorClosed("this executor was shut down: it takes no more work")
         stream: ChunkStream[Result] = ChunkStream()
         item = next(self._items)
+        empty: dict[str, Any] = {}
         job = Job(
             item=item,
             begin=lambda: True,
             end=stream.end,
-            payload=dump((fn, args, {}), f"the call of {getattr(fn, '__qualname__', fn)!r}"),
+            payload=dump((fn, args, empty), f"the call of {getattr(fn, '__qualname__', fn)!r}"),
             deadline_seconds=self._deadline_seconds,
             on_chunk=stream.chunk,
         )

@@ -135,7 +135,7 @@ class Runner:
             elif kind is Frame.ACKNOWLEDGED:
                 yield None
             else:
-                yield tuple(_outcome(work, *report) for report in _reports(payload))
+                yield tuple(_outcome(work, report) for report in _reports(payload))
 
     def ping(self) -> bool:
         """Ask whether it is there, from any thread; False when it does not even take questions."""
@@ -218,9 +218,8 @@ class Runner:
         return WorkerDied(f"worker {self.pid} {describe_exit(self._process.returncode)}")
 
 
-def _outcome(
-    work: Work, place: int, succeeded: bool, started: float, ended: float, pickled: bytes
-) -> Outcome:
+def _outcome(work: Work, report: tuple[int, bool, float, float, bytes]) -> Outcome:
+    place, succeeded, started, ended, pickled = report
     return Outcome(
         item=work.items[place],
         ending=Ending.SUCCEEDED if succeeded else Ending.FAILED,

@@ -189,8 +189,8 @@ class RunnerSupervisor:
     def _serve(self) -> None:
         if self._setup is not None and not self._start(unfinished=()):
             return
+        self._enter(SlotState.READY)
         if self._setup is None:
-            self._enter(SlotState.READY)
             self._sink(SlotReady(self.slot_id, 0))
         while (work := self._inbox.get()) is not None:
             if self._stop_asked.is_set():
