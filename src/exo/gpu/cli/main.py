@@ -29,7 +29,7 @@ COMMANDS = {
     "select": "Choose devices for a piece of work, and say why.",
     "run": "Run a command pinned to the device that suits it best.",
     "map": "Run a command for every item, spread over the devices.",
-    "jobs": "List jobs of map, and say what became of their items.",
+    "jobs": "List the jobs of map, the newest first.",
     "history": "Show what a device did: its readings over time.",
     "leases": "Say who holds which device, and who waits.",
     "why": "Say what a waiting command waits for.",
