@@ -149,7 +149,7 @@ def draw_gantt(story: JobStory, tries: Iterable[ItemEnded | ChunkEnded], path: P
     unit, unit_seconds = next(one for one in _UNITS if span >= one[1] or one is _UNITS[-1])
     lanes = bars_of(tries, span)
     figure: Any = Figure(figsize=(10, 1.2 + 0.35 * max(1, len(lanes))), layout="constrained")
-    panel = figure.subplots()
+    panel: Any = figure.add_subplot()
     shown: set[str] = set()
     for height, (_, endings) in enumerate(sorted(lanes.items())):
         for ending, bars in endings.items():

@@ -32,7 +32,7 @@ COMMANDS = {
     "cordon": "Keep a device out of scheduling.",
     "uncordon": "Take a device back into scheduling.",
     "drain": "Let what runs on a device finish, and begin nothing new there.",
-    "jobs": "List jobs of map, and say what became of their items.",
+    "jobs": "List the jobs of map, the newest first.",
     "history": "Show what a device did: its readings over time.",
     "leases": "Say who holds which device, and who waits.",
     "why": "Say what a waiting command waits for.",

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.coordination.dispatcher import Dispatcher, Job
+from exo.gpu.coordination.dispatcher import Dispatcher
+from exo.gpu.coordination.items import Job
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.vocabulary.errors import ExecutorClosed
 from exo.gpu.vocabulary.job import Attempt, Outcome
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 # Commands pulled ahead of those that run, so that no slot waits for the source.
 PULLED_AHEAD = 2
 
-# An interrupt that comes right before a wait without an end is noticed at its end; so end it.
-INTERRUPT_SECONDS = 0.5
+# A signal that arrives in the moment before a wait is seen at its end only: each is so short.
+SIGNAL_SECONDS = 1.0
 
 
 class Lane(msgspec.Struct, frozen=True):
@@ -165,7 +166,7 @@ class CommandRun:
         self._feeder.start()
         while self._expected is None or self._seen < self._expected:
             try:
-                done = self._ended.get(timeout=INTERRUPT_SECONDS)
+                done = self._ended.get(timeout=SIGNAL_SECONDS)
             except queue.Empty:
                 continue
             if isinstance(done, _SourceEnded):

@@ -199,6 +199,37 @@ def begin_job(
     return Recording(opened, tally, remarks)
 
 
+def record_map(
+    environ: Mapping[str, str],
+    journal: Path,
+    *,
+    function: str,
+    total: int | None = None,
+    resume: bool = False,
+    sync: bool = False,
+) -> Recording:
+    """The journal of a Python map: begun anew, or with ``resume`` gone on with where it is there.
+
+    ``function`` is the name by which the map is told from others. The map calls
+    :meth:`Recording.chunk_ended` for each chunk and :meth:`Recording.finish` at its end; what
+    ``Recording.has_succeeded`` knows need not be done again.
+
+    Raises:
+        JournalError: when it cannot be written, is in use, or is that of another function.
+
+    """
+    if resume and journal.exists() and journal.stat().st_size:
+        return resume_job(journal, {"": function}, sync=sync)
+    return begin_job(
+        environ,
+        kind=JobKind.MAP,
+        templates={"": function},
+        journal=journal,
+        total=total,
+        sync=sync,
+    )
+
+
 def resume_job(path: Path, templates: dict[str, str], *, sync: bool = False) -> Recording:
     """Go on with a job's journal; what was damaged in it is repaired and said in ``remarks``.
 

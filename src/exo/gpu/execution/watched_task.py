@@ -121,6 +121,8 @@ class WatchedTask:
                 )
         if self._asked():
             self._pulse(now)
+        elif now >= self._pulse_due:
+            self._pulse_due = now + self._pulse_seconds
         if now >= self._step_due:
             self._end(now)
         return min(self._deadline, self._step_due, self._pulse_due)

@@ -88,10 +88,10 @@ _OPTIONS = (
 )
 
 
-def _map_options(command: Any) -> Any:
+def _map_options(function: Any) -> Any:
     for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+        function = option(function)
+    return function
 
 
 @click.command(

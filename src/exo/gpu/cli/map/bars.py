@@ -6,10 +6,6 @@ import io
 import time
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-
 if TYPE_CHECKING:
     from exo.gpu.cli.progress import Progress
 
@@ -25,6 +21,10 @@ class Bars:
 
     def __call__(self, progress: Progress, width: int) -> str:
         """The text, as many lines as there are devices and one more."""
+        from rich.console import Console
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
         seconds = max(time.monotonic() - self._begun_at, 1e-3)
         table = Table.grid(padding=(0, 1))
         for _ in range(4):

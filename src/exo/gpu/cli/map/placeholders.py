@@ -11,19 +11,6 @@ if TYPE_CHECKING:
 
     from exo.gpu.coordination.commands import Lane
 
-PLACEHOLDERS = {
-    "{}": "the item",
-    "{.}": "without its extension",
-    "{/}": "without its folders",
-    "{//}": "its folder",
-    "{/.}": "without folders and extension",
-    "{1}, {2}, {1.}": "that of the first, second list",
-    "{#}": "its number from 1",
-    "{%}": "number of the slot, from 1",
-    "{device}": "id of the device",
-    "{device_index}": "number in the device's id",
-}
-
 _PLACE = re.compile(r"\{(?:(#|%|device|device_index)|(-?[1-9][0-9]*)?(\.|//|/\.|/)?)\}")
 
 # Those that say nothing of the item: a template that has only them gets the item behind it.
