@@ -282,6 +282,18 @@ def _texts(field: str, value: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _patterns(field: str, value: Any) -> tuple[str, ...]:
+    patterns = _texts(field, value)
+    import re
+
+    for one in patterns:
+        try:
+            re.compile(one)
+        except re.error as error:
+            raise InvalidValue(field, one, f"a regular expression ({error})") from None
+    return patterns
+
+
 def _interpreter(field: str, value: Any) -> str:
     check_text(field, value)
     if not os.access(value, os.X_OK):
@@ -294,10 +306,15 @@ KEYS: dict[str, Key] = {
     "ignore_processes": Key(_texts, DESKTOP_PROCESSES, "EXO_GPU_IGNORE_PROCESSES"),
     "map.slots": Key(_count, None, "EXO_GPU_MAP_SLOTS"),
     "map.keep_order": Key(_flag, False, "EXO_GPU_MAP_KEEP_ORDER"),
+    "outcome.out_of_memory": Key(_patterns, ()),
+    "outcome.device_lost": Key(_patterns, ()),
 }
 """Every setting outside the devices', by its dotted name."""
 
-_SECTIONS = {"map": tuple(key.partition(".")[2] for key in KEYS if key.startswith("map."))}
+_SECTIONS = {
+    section: tuple(key.partition(".")[2] for key in KEYS if key.startswith(f"{section}."))
+    for section in ("map", "outcome")
+}
 
 DEVICE_KEYS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "avoid": ("avoid", _flag),

@@ -31,16 +31,30 @@ class Frame(IntEnum):
     FUNCTION = 2
     """To the worker: (function number, flat batch of the one function)."""
     WORK = 3
-    """To the worker: (function number or None, flat batch of the items)."""
+    """To the worker: (work number, function number or None, whether each item is the only argument,
+    flat batch of the items, stream credits)."""
+    PING = 4
+    """To the worker, on its second socket: whether it is there."""
+    CANCEL = 5
+    """To the worker, on its second socket: (work number, place of the item)."""
+    CREDIT = 6
+    """To the worker, on its second socket: (work number, how many chunks more it may send)."""
+    RECALL = 7
+    """To the worker, on its second socket: number of the work whose waiting items it gives back."""
     READY = 10
     """From the worker: its pid, once it can take work."""
     REFUSED = 11
     """From the worker: why it cannot take work; it exits next."""
     OUTCOMES = 12
-    """From the worker, in order: [(True, moments, flat batch of results) for a run of items that
-    succeeded, or (False, started, ended, payload) for one that failed, ...]."""
+    """From the worker: what ended, in order; see :mod:`exo.gpu.execution.item_loop`."""
     IDLE = 13
-    """From the worker: all items of the work have been reported."""
+    """From the worker: the last of what ended; nothing of the work is left."""
+    ACKNOWLEDGED = 14
+    """From the worker: it took up a stream."""
+    CHUNK = 15
+    """From the worker: the pickle of the next chunk of a stream."""
+    PONG = 16
+    """From the worker, on its second socket: the number of the work that it is at, or None."""
 
 
 def send_frame(
@@ -76,7 +90,15 @@ def send_frame(
         stream.sendall(piece)
 
 
-def receive_frame(stream: socket.socket) -> tuple[Frame, bytearray, list[memoryview]] | None:
+def receive_frame(stream: socket.socket) -> tuple[Frame, bytearray] | None:
+    """Read one frame that has no blobs, or None when the other side closed."""
+    frame = receive_with_blobs(stream)
+    return None if frame is None else frame[:2]
+
+
+def receive_with_blobs(
+    stream: socket.socket,
+) -> tuple[Frame, bytearray, list[memoryview]] | None:
     """Read one frame and its blobs, or None when the other side closed between or within frames.
 
     Blobs are writable, nobody else sees them, and the memory goes back with the last view of it.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copyreg
-import io
 import pickle
 import sys
 from collections import ChainMap
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
 
+from exo.gpu.execution.main_namespace import load
 from exo.gpu.vocabulary.parcel import Batch, Parcel, size_of
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 OUT_OF_BAND_BYTES = 64 * 1024
 
 # Values of exactly these types can always be read, and share nothing that could be changed.
-_PLAIN = frozenset({type(None), bool, int, float, complex, str})
+PLAIN_TYPES = frozenset({type(None), bool, int, float, complex, str})
 
 # A list of texts that is longer than this is no longer small beside what else a frame holds.
 _PLAIN_TEXT_CHARACTERS = 64 * 1024
@@ -37,52 +39,77 @@ class _Pieces:
         self.write = self.pieces.append
 
 
-def pack(value: object, by_value: Callable[[Any], pickle.Pickler] | None = None) -> Parcel:
-    """The parcel of a value. What pickle cannot name goes through the ``by_value`` pickler.
+class _Maker(Protocol):
+    """Makes a pickler of a file, as ``pickle.Pickler`` does."""
 
-    That one is given a file and keywords of ``pickle.Pickler``. Without it, what pickle cannot
-    name is refused.
+    def __call__(
+        self, file: Any, *, protocol: int, buffer_callback: Callable[[pickle.PickleBuffer], bool]
+    ) -> Any: ...
+
+
+def pack(value: object, by_value: _Maker | None = None) -> Parcel:
+    """The parcel of a value; what pickle cannot name, and what is of ``__main__``, by value.
+
+    Without a maker of picklers that do so, what pickle cannot name is refused.
 
     Raises:
         Exception: whatever the value's own reducers raise, or pickle itself.
 
     """
+    try:
+        parcel = _pack_with(pickle.Pickler, value)
+    except Exception:  # noqa: BLE001 - pickle raises whatever an object's reducer does
+        if by_value is None:
+            raise
+    else:
+        if by_value is None or not any(map(_may_name_main, parcel.pieces)):
+            return parcel
+    return _pack_with(by_value, value)._replace(by_value=True)
+
+
+def _pack_with(maker: _Maker, value: object) -> Parcel:
     buffers: list[Any] = []
     file = _Pieces()
-    pickler = pickle.Pickler(file, 5, buffer_callback=_taker(buffers))
+    pickler = maker(file, protocol=5, buffer_callback=_taker(buffers))
     if "torch" in sys.modules:
-        pickler.dispatch_table = ChainMap(_tensor_reducers(), copyreg.dispatch_table)
-    if by_value is None:
-        pickler.dump(value)
-        return Parcel(tuple(file.pieces), tuple(buffers))
-    try:
-        pickler.dump(value)
-    except Exception:  # noqa: BLE001 - a reducer raises whatever it does; by value it may go
-        pass
-    else:
-        if not any(len(piece) < 2 * OUT_OF_BAND_BYTES and _MAIN in piece for piece in file.pieces):
-            return Parcel(tuple(file.pieces), tuple(buffers))
-    buffers.clear()
-    whole = io.BytesIO()
-    by_value_pickler = by_value(whole)
-    by_value_pickler.dump(value)
-    return Parcel((whole.getvalue(),), (), by_value=True)
+        known = getattr(pickler, "dispatch_table", copyreg.dispatch_table)
+        pickler.dispatch_table = ChainMap(_tensor_reducers(), known)
+    pickler.dump(value)
+    return Parcel(tuple(file.pieces), tuple(buffers))
 
 
-def pack_all(values: Sequence[Any], pack_one: Callable[[Any], Parcel]) -> Batch:
-    """The batch of several values; ``pack_one`` is asked for each that is not plain.
+def _may_name_main(piece: bytes) -> bool:
+    # What is longer is one text or one bytes object of the value, and no name.
+    return len(piece) < 2 * OUT_OF_BAND_BYTES and _MAIN in piece
+
+
+def pack_all(values: Sequence[Any], pack_one: Callable[[Any], Parcel] = pack) -> Batch:
+    """The batch of several values; ``pack_one`` is asked for each where they are not all plain.
 
     Raises:
         Exception: what ``pack_one`` raises.
 
     """
     types = set(map(type, values))
-    if types <= _PLAIN and not (str in types and _is_long(values)):
-        return Batch(len(values), plain=pickle.dumps(list(values), 5))
+    if types == {tuple}:
+        plain = are_plain(list(chain.from_iterable(values)))
+    else:
+        plain = types <= PLAIN_TYPES and are_plain(values)
+    if plain:
+        return Batch(len(values), plain=pickle.dumps(values, 5))
     return Batch(len(values), parcels=tuple(map(pack_one, values)))
 
 
-def unpack(parcel: Parcel, load: Callable[..., Any] = pickle.loads) -> Any:
+def are_plain(values: Sequence[Any]) -> bool:
+    """Whether these are None, numbers or short texts: they can always be read and never change."""
+    types = set(map(type, values))
+    return types <= PLAIN_TYPES and not (
+        str in types
+        and sum(len(one) for one in values if type(one) is str) > _PLAIN_TEXT_CHARACTERS
+    )
+
+
+def unpack(parcel: Parcel) -> Any:
     """The value of a parcel; its large arrays stay where the parcel's buffers are.
 
     Raises:
@@ -91,7 +118,9 @@ def unpack(parcel: Parcel, load: Callable[..., Any] = pickle.loads) -> Any:
     """
     pieces = parcel.pieces
     whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    return load(whole, buffers=parcel.buffers)
+    if parcel.by_value:
+        return load(whole, parcel.buffers)
+    return pickle.loads(whole, buffers=parcel.buffers)
 
 
 def unpack_all(batch: Batch) -> Iterator[Any] | list[Any]:
@@ -104,6 +133,18 @@ def unpack_all(batch: Batch) -> Iterator[Any] | list[Any]:
     if batch.plain is not None:
         return pickle.loads(batch.plain)
     return map(unpack, batch.parcels)
+
+
+def unpack_lazily(batch: Batch) -> list[Any]:
+    """The values of a batch, or where they are not plain a function for each that makes it.
+
+    Raises:
+        Exception: the function, at a value that cannot be read.
+
+    """
+    if batch.plain is not None:
+        return pickle.loads(batch.plain)
+    return [partial(unpack, parcel) for parcel in batch.parcels]
 
 
 def flatten(batch: Batch) -> tuple[Any, list[Any]]:
@@ -135,10 +176,6 @@ def _raised(flat: tuple[bytes | int, int, bool], beside: Iterator[Any]) -> Parce
     head, count, by_value = flat
     buffers = tuple(next(beside) for _ in range(count))
     return Parcel((next(beside) if isinstance(head, int) else head,), buffers, by_value)
-
-
-def _is_long(values: Sequence[Any]) -> bool:
-    return sum(len(one) for one in values if type(one) is str) > _PLAIN_TEXT_CHARACTERS
 
 
 def _taker(buffers: list[Any]) -> Callable[[pickle.PickleBuffer], bool]:

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from exo.gpu.execution.runner import Runner, kill_group, run_command
+from exo.gpu.execution.runner import Recalled, Runner, kill_group, run_command
 from exo.gpu.vocabulary.errors import WorkerDied
 from exo.gpu.vocabulary.job import (
     SlotDied,
@@ -18,6 +18,7 @@ from exo.gpu.vocabulary.job import (
     SlotIdle,
     SlotOutcomes,
     SlotReady,
+    SlotRecalled,
     SlotSetup,
     Work,
 )
@@ -112,15 +113,19 @@ class RunnerSupervisor:
             # It died between two pieces of work, which is no attempt at this one.
             self._runner.close()
             self._runner = None
-        if self._runner is None and not self._start(unfinished=work.items):
+        if self._runner is None and not self._start(unfinished=tuple(work.items)):
             return False
         runner = self._runner
         assert runner is not None
-        reported = 0
+        reported, ends = 0, len(work.items)
         try:
-            for outcomes in runner.work(work):
-                reported += len(outcomes)
-                self._sink(SlotOutcomes(self.slot_id, outcomes))
+            for report in runner.work(work):
+                if isinstance(report, Recalled):
+                    ends -= len(report.items)
+                    self._sink(SlotRecalled(self.slot_id, work.work_id, report.items))
+                elif report is not None and not isinstance(report, bytes):
+                    reported += len(report)
+                    self._sink(SlotOutcomes(self.slot_id, report))
         except Exception as error:
             if not isinstance(error, WorkerDied):
                 logger.exception(
@@ -131,7 +136,7 @@ class RunnerSupervisor:
             self._runner = None
             reason = str(error) or type(error).__name__
             logger.warning("slot %d: %s", self.slot_id, reason)
-            unfinished = work.items[reported:]
+            unfinished = tuple(work.items[reported:ends])
             self._sink(SlotDied(self.slot_id, work.work_id, unfinished, reason, time.time()))
             return True
         self._sink(SlotIdle(self.slot_id, work.work_id))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
 
 from exo.gpu.vocabulary.messages import WireValue
+from exo.gpu.vocabulary.parcel import Batch, Parcel
 
 
 class Ending(StrEnum):
@@ -19,6 +21,45 @@ class Ending(StrEnum):
     """The process was gone before it reported."""
 
 
+class Cause(StrEnum):
+    """Why an attempt did not succeed."""
+
+    EXCEPTION = "exception"
+    """The function raised, and nothing below says it better."""
+    EXIT_STATUS = "exit_status"
+    """The command's status was not 0, and nothing below says it better."""
+    OUT_OF_DEVICE_MEMORY = "out_of_device_memory"
+    OUT_OF_HOST_MEMORY = "out_of_host_memory"
+    """The machine's memory, a limit on it, or the kernel's killer."""
+    DEVICE_LOST = "device_lost"
+    TIMEOUT = "timeout"
+    """It ran for longer than it may."""
+    CANCELLED = "cancelled"
+    KILLED = "killed"
+    """A signal of somebody else ended the process."""
+    CLOSED = "closed"
+    """The process went, or closed its connection, without a report; with status 0 too."""
+    UNRESPONSIVE = "unresponsive"
+    """The process was there, but did not answer any more and was ended."""
+    COLLATERAL = "collateral"
+    """The process was ended on account of another item that was sent with this one."""
+    NOT_STARTED = "not_started"
+    """No process could be started for it."""
+
+
+class SlotState(StrEnum):
+    """What a slot is doing."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RUNNING = "running"
+    DRAINING = "draining"
+    """It ends after what it runs."""
+    STOPPED = "stopped"
+    FAILED = "failed"
+    """It is given up."""
+
+
 class Attempt(WireValue, frozen=True, kw_only=True):
     """One try at an item on one device. Times are Unix seconds; ``reason`` is for people."""
 
@@ -28,6 +69,12 @@ class Attempt(WireValue, frozen=True, kw_only=True):
     started_at: float
     ended_at: float
     reason: str = ""
+    cause: Cause | None = None
+    """None for one that succeeded."""
+    memory_bytes: int | None = None
+    """What it had of the device's memory; None: not declared."""
+    names: tuple[str, ...] = ()
+    """What it can be told by: the exception's classes with their modules, the exit status."""
 
     @property
     def seconds(self) -> float:
@@ -42,6 +89,10 @@ class SlotSetup(msgspec.Struct, frozen=True, kw_only=True):
     """``sys.path`` of the caller, so that its functions can be found by name."""
     initializer: bytes | None = None
     """Pickled (function, arguments), called once in each process."""
+    max_tasks_per_worker: int | None = None
+    """A process is replaced after so many items; 1: a fresh one for each. None: never."""
+    start_seconds: float | None = None
+    """How long a process may take until it is ready, its initializer included; None: for ever."""
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,11 +104,21 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     work_id: int
-    items: tuple[int, ...]
+    items: Sequence[int]
     payloads: tuple[bytes, ...] = ()
+    batch: Batch | None = None
+    """In place of ``payloads``: the same, ready to be sent."""
+    is_single: bool = False
+    """Whether each payload is the function's only argument, and not the tuple of all."""
     function: int | None = None
-    function_payload: bytes = b""
+    function_payload: bytes | Parcel = b""
     command: str | None = None
+    deadline_seconds: float | None = None
+    """How long each item may run; None: for ever."""
+    stream: bool = False
+    """The function yields chunks, each of which is reported as it comes."""
+    credits: int = 0
+    """Of a stream: how many chunks it may be ahead of :class:`SlotChunk`'s reader."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,11 +132,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     ending: Ending
     started_at: float
     ended_at: float
-    payload: bytes = b""
+    payload: bytes | Parcel = b""
     reason: str = ""
     exit_status: int | None = None
     stdout: bytes = b""
     stderr: bytes = b""
+    cause: Cause | None = None
+    """None for one that succeeded."""
+    names: tuple[str, ...] = ()
+    """As :attr:`Attempt.names`."""
 
 
 class SlotReady(msgspec.Struct, frozen=True):
@@ -89,7 +154,7 @@ class SlotOutcomes(msgspec.Struct, frozen=True):
     """Items of the slot's work ended."""
 
     slot_id: int
-    outcomes: tuple[Outcome, ...]
+    outcomes: Sequence[Outcome]
 
 
 class SlotIdle(msgspec.Struct, frozen=True):
@@ -107,6 +172,8 @@ class SlotDied(msgspec.Struct, frozen=True):
     unfinished: tuple[int, ...]
     reason: str
     at: float
+    cause: Cause = Cause.CLOSED
+    """Of the items that are unfinished."""
 
 
 class SlotFailed(msgspec.Struct, frozen=True):
@@ -117,4 +184,46 @@ class SlotFailed(msgspec.Struct, frozen=True):
     unfinished: tuple[int, ...] = ()
 
 
-SlotEvent = SlotReady | SlotOutcomes | SlotIdle | SlotDied | SlotFailed
+class SlotRecalled(msgspec.Struct, frozen=True):
+    """These items of the slot's work were taken back before they began; the others go on."""
+
+    slot_id: int
+    work_id: int
+    items: tuple[int, ...]
+
+
+class SlotAcknowledged(msgspec.Struct, frozen=True):
+    """The process took up a stream."""
+
+    slot_id: int
+    work_id: int
+
+
+class SlotChunk(msgspec.Struct, frozen=True):
+    """One chunk of a stream, counted from 0; ``payload`` is its pickle."""
+
+    slot_id: int
+    item: int
+    number: int
+    payload: bytes
+
+
+class SlotOutput(msgspec.Struct, frozen=True):
+    """What a process printed, as it came; ``item`` is what it was at, None between two."""
+
+    slot_id: int
+    item: int | None
+    is_stderr: bool
+    data: bytes
+
+
+SlotEvent = (
+    SlotReady
+    | SlotOutcomes
+    | SlotIdle
+    | SlotDied
+    | SlotFailed
+    | SlotRecalled
+    | SlotAcknowledged
+    | SlotChunk
+)
