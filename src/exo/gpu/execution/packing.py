@@ -58,7 +58,7 @@ def pack(value: object, by_value: _Maker | None = None) -> Parcel:
     """
     try:
         parcel = _pack_with(pickle.Pickler, value)
-    except Exception:  # noqa: BLE001 - pickle raises whatever an object's reducer does
+    except Exception:
         if by_value is None:
             raise
     else:

@@ -16,6 +16,9 @@ Changes = dict[str, str | None]
 LEASES_VARIABLE = "EXO_GPU_LEASES"
 """Ids of the leases under which a process works, separated by commas."""
 
+GUARDED_VARIABLE = "EXO_GPU_GUARDED"
+"""Names the program under which a process runs, for its guardian."""
+
 DEVICE_VARIABLE = "EXO_GPU_DEVICE"
 """JSON of the device that a process was given; the first one of a gang."""
 

@@ -9,8 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -90,6 +88,7 @@ class Runner:
                 if prints:
                     prints.started()
         self._side.setblocking(False)
+        self._closed = False
         self._known: OrderedDict[int, None] = OrderedDict()
 
     @property
@@ -104,8 +103,8 @@ class Runner:
 
     @property
     def returncode(self) -> int | None:
-        """As in ``subprocess``; None while it runs."""
-        return self._process.returncode
+        """As in ``subprocess``; None while it runs, and where it closed its socket and lived on."""
+        return None if self._closed else self._process.returncode
 
     def set_up(self, setup: SlotSetup) -> str | None:
         """Hand over the import path and run the initializer; None, or why it was refused.
@@ -245,7 +244,7 @@ class Runner:
             # It closed the socket and lives on: of no more use.
             self.kill()
             self._process.wait()
-            self._process.returncode = None
+            self._closed = True
             self._bury()
             return WorkerDied(f"worker {self.pid} closed its connection")
         self._bury()
@@ -273,58 +272,6 @@ def _outcomes(
         payload=payload,
     )
     return (failed,)
-
-
-def run_command(
-    work: Work,
-    environ: Mapping[str, str],
-    keep_open: tuple[int, ...],
-    running: list[subprocess.Popen[bytes]],
-) -> Outcome:
-    """Run one shell command in a fresh process group and capture what it prints.
-
-    The process is in ``running`` while it lives, so that another thread can end it.
-    """
-    started = time.time()
-    # Files, not pipes: what the command leaves running in the background holds up nobody.
-    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        try:
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", work.command or ""],
-                env=dict(environ),
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                pass_fds=keep_open,
-                process_group=0,
-            )
-        except (OSError, ValueError) as error:
-            reason = f"the shell cannot be started: {error}"
-            return Outcome(
-                item=work.items[0],
-                ending=Ending.FAILED,
-                started_at=started,
-                ended_at=time.time(),
-                reason=reason,
-                stderr=f"{reason}\n".encode(),
-            )
-        running.append(process)
-        try:
-            status = process.wait()
-        finally:
-            running.remove(process)
-        for file in (stdout, stderr):
-            file.seek(0)
-        return Outcome(
-            item=work.items[0],
-            ending=Ending.FAILED if status else Ending.SUCCEEDED,
-            started_at=started,
-            ended_at=time.time(),
-            reason=f"the command {describe_exit(status)}" if status else "",
-            exit_status=status,
-            stdout=stdout.read(),
-            stderr=stderr.read(),
-        )
 
 
 def kill_group(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:

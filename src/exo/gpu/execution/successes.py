@@ -1,4 +1,4 @@
-"""A run of items that succeeded, as one value: what is seldom asked for is made when it is."""
+"""Pieces of work and runs of results as one value: items are taken apart only where they must be."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from exo.gpu.vocabulary.job import Ending, Outcome
+import msgspec
+
+from exo.gpu.vocabulary.job import Ending, Outcome, Work
+from exo.gpu.vocabulary.parcel import Batch
 
 if TYPE_CHECKING:
-    from exo.gpu.vocabulary.parcel import Batch, Parcel
+    from exo.gpu.vocabulary.parcel import Parcel
 
 
 class Successes(Sequence[Outcome]):
@@ -69,3 +72,19 @@ class Successes(Sequence[Outcome]):
         if isinstance(self._moments, bytes):
             self._moments = array("d", self._moments)
         return self._origin + self._moments[number]
+
+
+def part_of(work: Work, places: Sequence[int]) -> Work:
+    """A piece of work with only these of its items, in this order."""
+    batch = work.batch
+    if batch is not None and batch.plain is not None:
+        values = pickle.loads(batch.plain)
+        batch = Batch(len(places), plain=pickle.dumps([values[place] for place in places], 5))
+    elif batch is not None:
+        batch = Batch(len(places), parcels=tuple(batch.parcels[place] for place in places))
+    return msgspec.structs.replace(
+        work,
+        items=tuple(work.items[place] for place in places),
+        payloads=tuple(work.payloads[place] for place in places if work.payloads),
+        batch=batch,
+    )

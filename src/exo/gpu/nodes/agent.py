@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,7 @@ from exo.gpu.execution.pinning import LEASES_VARIABLE, apply_changes, pinning_ch
 from exo.gpu.execution.state_directory import StorePlace, choose_place
 from exo.gpu.nodes.leasing import Eyes, LeaseDesk
 from exo.gpu.nodes.process_lists import ProcessLists
+from exo.gpu.nodes.slot_keeper import SlotKeeper
 from exo.gpu.nodes.watching import NodeWatch
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health import assess
@@ -36,13 +35,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from exo.gpu.backend import DeviceProcess
-    from exo.gpu.execution.supervisor import RunnerSupervisor
     from exo.gpu.nodes.leasing import OnWait
     from exo.gpu.nodes.transport import Grant
     from exo.gpu.nodes.watching import NodeEvent
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.health import Cordon, Health
-    from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
+    from exo.gpu.vocabulary.job import SlotEvent, SlotOutput, SlotSetup
     from exo.gpu.vocabulary.lease import Lease
     from exo.gpu.vocabulary.metrics import GPUMetrics
     from exo.gpu.vocabulary.process import ProcessList
@@ -55,9 +53,6 @@ SAMPLE_REUSE_SECONDS = 1.0
 
 # A list of processes is a help, not a need: a driver that is slow with it is not waited for.
 PROCESSES_SECONDS = 2.0
-
-# A slot that is not done by then is killed.
-STOP_SECONDS = 5.0
 
 
 class NodeAgent:
@@ -84,8 +79,7 @@ class NodeAgent:
         self._configuration = load_configuration(self._environ)
         eyes = Eyes(self._sample, self._assemble, self._read_begun.get, self._driver_list)
         self.desk = LeaseDesk(lambda: self.store_place, eyes, self._umbrella)
-        self._slots: dict[int, tuple[RunnerSupervisor, str]] = {}
-        self._numbers = itertools.count()
+        self.slots = SlotKeeper(self._environ, self.desk, self._configuration)
 
     @property
     def store_place(self) -> StorePlace:
@@ -234,38 +228,17 @@ class NodeAgent:
             return shell_status(run_attached(argv, environ, keep_open, watch.start))
 
     def open_slot(
-        self, lease_id: str, setup: SlotSetup | None, sink: Callable[[SlotEvent], None]
+        self,
+        lease_id: str,
+        setup: SlotSetup | None,
+        sink: Callable[[SlotEvent], None],
+        on_output: Callable[[SlotOutput], None] | None = None,
     ) -> int:
         """Start a slot on the leased device."""
-        from exo.gpu.execution.supervisor import RunnerSupervisor
-
-        held = self.desk.held[lease_id]
-        device = self._device(held.lease.device_id)
+        device = self._device(self.desk.held[lease_id].lease.device_id)
+        backend = self._service.backend_of(device.device_id)
         changes = self.environment((device.device_id,), (lease_id,))
-        slot_id = next(self._numbers)
-        supervisor = RunnerSupervisor(
-            slot_id,
-            environ=apply_changes(self._environ, changes),
-            keep_open=(held.lock_fd,),
-            setup=setup,
-            sink=sink,
-            python=self._configuration.python_of(device.runtime) or sys.executable,
-        )
-        self._slots[slot_id] = (supervisor, lease_id)
-        return slot_id
-
-    def submit(self, slot_id: int, work: Work) -> None:
-        """Give a slot its next work."""
-        self._slots[slot_id][0].submit(work)
-
-    def close_slots(self, slot_ids: tuple[int, ...], *, kill: bool = False) -> None:
-        """End slots together and release their leases; harmless twice."""
-        ending = [self._slots.pop(slot_id) for slot_id in slot_ids if slot_id in self._slots]
-        for supervisor, _ in ending:
-            supervisor.ask_to_stop(kill=kill)
-        for supervisor, lease_id in ending:
-            supervisor.stop(kill=kill, timeout_seconds=STOP_SECONDS)
-            self.release(lease_id)
+        return self.slots.open(lease_id, device, backend, changes, setup, sink, on_output)
 
     def environment(
         self, device_ids: tuple[str, ...], lease_ids: tuple[str, ...] = ()
@@ -308,7 +281,7 @@ class NodeAgent:
     def close(self) -> None:
         """End all slots, at once, let go of all leases and end the watch; harmless twice."""
         self.unwatch()
-        self.close_slots(tuple(self._slots), kill=True)
+        self.slots.close(kill=True)
         self.desk.close()
 
     def _device(self, device_id: str) -> GPUDevice:

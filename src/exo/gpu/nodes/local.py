@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from exo.gpu.scheduling.job_queue import Turn
     from exo.gpu.telemetry.collector import TelemetryCollector
     from exo.gpu.vocabulary.health import Cordon
-    from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
+    from exo.gpu.vocabulary.job import SlotEvent, SlotOutput, SlotSetup, Work
     from exo.gpu.vocabulary.lease import Lease, Waiter
     from exo.gpu.vocabulary.process import ProcessList
     from exo.gpu.vocabulary.request import Request
@@ -139,18 +139,34 @@ class LocalNode:
         self._agent.release(lease_id)
 
     def open_slot(
-        self, lease_id: str, setup: SlotSetup | None, sink: Callable[[SlotEvent], None]
+        self,
+        lease_id: str,
+        setup: SlotSetup | None,
+        sink: Callable[[SlotEvent], None],
+        on_output: Callable[[SlotOutput], None] | None = None,
     ) -> int:
         """Start a slot under a lease."""
-        return self._agent.open_slot(lease_id, setup, sink)
+        return self._agent.open_slot(lease_id, setup, sink, on_output)
 
     def submit(self, slot_id: int, work: Work) -> None:
         """Give a slot its next work."""
-        self._agent.submit(slot_id, work)
+        self._agent.slots.submit(slot_id, work)
 
     def close_slots(self, slot_ids: tuple[int, ...], *, kill: bool = False) -> None:
         """End slots together and release their leases."""
-        self._agent.close_slots(slot_ids, kill=kill)
+        self._agent.slots.close(slot_ids, kill=kill)
+
+    def cancel(self, slot_id: int, work_id: int, item: int | None = None) -> None:
+        """End an item of a piece of work, or all of it; harmless where it has ended."""
+        self._agent.slots.cancel(slot_id, work_id, item)
+
+    def recall(self, slot_id: int, work_id: int) -> None:
+        """Take back what has not begun of a piece of work; harmless where all has."""
+        self._agent.slots.recall(slot_id, work_id)
+
+    def allow(self, slot_id: int, work_id: int, count: int) -> None:
+        """Let a stream be so many chunks more ahead; harmless where it has ended."""
+        self._agent.slots.allow(slot_id, work_id, count)
 
     def environment(
         self, device_ids: tuple[str, ...], lease_ids: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from exo.gpu.discovery import DiscoveryReport
     from exo.gpu.scheduling.job_queue import Turn
     from exo.gpu.vocabulary.health import Cordon
-    from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
+    from exo.gpu.vocabulary.job import SlotEvent, SlotOutput, SlotSetup, Work
     from exo.gpu.vocabulary.lease import Waiter
     from exo.gpu.vocabulary.process import ProcessList
     from exo.gpu.vocabulary.request import Request
@@ -64,13 +64,36 @@ class Node(Protocol):
         ...
 
     def open_slot(
-        self, lease_id: str, setup: SlotSetup | None, sink: Callable[[SlotEvent], None]
+        self,
+        lease_id: str,
+        setup: SlotSetup | None,
+        sink: Callable[[SlotEvent], None],
+        on_output: Callable[[SlotOutput], None] | None = None,
     ) -> int:
-        """Start a slot under a lease; without ``setup`` it runs shell commands only."""
+        """Start a slot under a lease; without ``setup`` it runs shell commands only.
+
+        ``on_output`` hears what workers print, from threads of the node; without it that comes
+        out where the node's process prints.
+        """
         ...
 
     def submit(self, slot_id: int, work: Work) -> None:
         """Give a slot its next work; returns at once, the sink hears how it went."""
+        ...
+
+    def cancel(self, slot_id: int, work_id: int, item: int | None = None) -> None:
+        """End an item of a piece of work, or all of it; harmless where it has ended."""
+        ...
+
+    def recall(self, slot_id: int, work_id: int) -> None:
+        """Take back what has not begun of a piece of work; the sink hears what that was.
+
+        It hears nothing where all has begun, or ended.
+        """
+        ...
+
+    def allow(self, slot_id: int, work_id: int, count: int) -> None:
+        """Let a stream be so many chunks more ahead; harmless where it has ended."""
         ...
 
     def close_slots(self, slot_ids: tuple[int, ...], *, kill: bool = False) -> None:
