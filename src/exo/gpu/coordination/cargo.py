@@ -92,7 +92,9 @@ class Span:
             end=self.run.ender(self.places[number]),
             payload=payload,
             is_single=self.run.is_single,
+            kind=self.run.function.number,
             function=self.run.function,
+            deadline_seconds=self.run.deadline_seconds,
             begun=True,
         )
 

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import logging
 import queue
 import threading
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from exo.gpu.coordination.cargo import Function, Job, Numbers, Slot
+from exo.gpu.coordination.endings import NO_RETRY, Endings, last_word
+from exo.gpu.coordination.feeding import Feeder
+from exo.gpu.coordination.map_run import MapRun
+from exo.gpu.coordination.picky_jobs import Opening, PickyJobs, SlotView
 from exo.gpu.coordination.slots import acquire_slots
+from exo.gpu.execution.successes import Successes
+from exo.gpu.scheduling.retry import RetryPolicy, RetryVerdict
 from exo.gpu.scheduling.scheduler import PullScheduler
-from exo.gpu.vocabulary.errors import ExecutorClosed
+from exo.gpu.vocabulary.errors import ExecutorClosed, WorkerDied
 from exo.gpu.vocabulary.job import (
     Attempt,
+    Cause,
     Ending,
     Outcome,
+    SlotAcknowledged,
+    SlotChunk,
     SlotDied,
     SlotEvent,
     SlotFailed,
     SlotIdle,
     SlotOutcomes,
+    SlotOutput,
     SlotReady,
+    SlotRecalled,
     SlotSetup,
-    Work,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.decision import Refusal
@@ -40,48 +52,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Function(msgspec.Struct, frozen=True, eq=False):
-    """A function that many items share: it is sent to a slot once."""
+__all__ = ["Dispatcher", "Function", "Job"]
 
-    number: int
-    payload: bytes
-
-
-class Job(msgspec.Struct, eq=False):
-    """One item on its way: what to send, whom to tell, and the tries so far.
-
-    ``begin`` is asked once, right before the item is first sent, and may withdraw it by
-    returning False. ``end`` is told exactly once, unless it was withdrawn.
-    """
-
-    item: int
-    begin: Callable[[], bool]
-    end: Callable[[Outcome, Job], None]
-    payload: bytes = b""
-    function: Function | None = None
-    command: str | None = None
-    device_id: str | None = None
-    """At its first try only a slot of this device takes it."""
-    chunk: int | None = None
-    """How many of its kind a slot takes at once; None: the scheduler decides."""
-    attempts: tuple[Attempt, ...] = ()
-    begun: bool = False
-
-
-class _Slot:
-    __slots__ = ("busy", "device", "number", "sent_at", "sent_items")
-
-    def __init__(self, number: int, device: GPUDevice) -> None:
-        self.number = number
-        self.device = device
-        self.busy = True  # until its first process is ready
-        self.sent_at = 0.0
-        self.sent_items = 0
+Entries = list[Job] | list[MapRun]
 
 
 class _Close(msgspec.Struct, frozen=True):
     kill: bool
     drop: bool
+
+
+class _Cancel(msgspec.Struct, frozen=True):
+    item: int
+
+
+class _Nudge(msgspec.Struct, frozen=True):
+    """Something changed that decides what is sent next."""
 
 
 class Dispatcher:
@@ -101,28 +87,50 @@ class Dispatcher:
         setup: SlotSetup | None,
         slots: int | None = None,
         max_attempts: int = 3,
+        retry: RetryPolicy | None = None,
         own_node: bool = False,
         wait_seconds: float | None = None,
+        on_output: Callable[[SlotOutput], None] | None = None,
+        on_retry: Callable[[Job, str], None] | None = None,
+        on_device_lost: Callable[[GPUDevice, str], None] | None = None,
     ) -> None:
-        """Take the leases and start the slots; with ``own_node`` the node is closed at the end."""
+        """Take the leases and start the slots; with ``own_node`` the node is closed at the end.
+
+        ``retry`` says what is tried again; by default deaths, ``max_attempts`` times in all, and
+        items that ran out of memory. ``on_retry`` hears in words of each item that is,
+        ``on_output`` what workers print, and ``on_device_lost`` of a device that an item found
+        gone, so that it can be kept out of scheduling.
+        """
         self._node = node
         self._own_node = own_node
         self._scheduler = PullScheduler(max_attempts=max_attempts)
-        self._inbox: queue.SimpleQueue[list[Job] | SlotEvent | _Close] = queue.SimpleQueue()
-        self._fresh: deque[Job] = deque()
-        self._bound: dict[str, deque[Job]] = {}
-        self._sent: dict[int, Job] = {}
-        self._work_numbers = itertools.count()
+        self._inbox: queue.SimpleQueue[Entries | SlotEvent | _Close | _Cancel | _Nudge] = (
+            queue.SimpleQueue()
+        )
+        self._setup = setup
+        self._on_output = on_output
+        self._endings = Endings(
+            node,
+            request,
+            retry or RetryPolicy(max_attempts=max_attempts),
+            on_retry=on_retry,
+            on_device_lost=on_device_lost,
+        )
+        self._picky = PickyJobs(node, request)
+        self.numbers = Numbers()
+        """Numbers of items, for whoever makes jobs."""
+        self._feeder = Feeder(node, self._scheduler, self._wants, self.numbers)
+        self._slots, self._sent = self._feeder.slots, self._feeder.jobs
         self._closing: _Close | None = None
+        self._retiring = False  # whether any slot is
         self._over = False
         self._door = threading.Lock()  # between adding a job and the end of the last one
         self._problem = ""
         self._failure: BaseException | None = None
         self.started = threading.Event()
         """Set once every slot is ready or given up."""
-        self._slots: dict[int, _Slot] = {}
         try:
-            self.left_out = self._open_slots(request, setup, slots, wait_seconds)
+            self.left_out = self._open_slots(request, slots, wait_seconds)
         except BaseException:
             if own_node:
                 node.close()
@@ -140,7 +148,6 @@ class Dispatcher:
     def _open_slots(
         self,
         request: Request,
-        setup: SlotSetup | None,
         slots: int | None,
         wait_seconds: float | None,
     ) -> tuple[Refusal, ...]:
@@ -151,8 +158,8 @@ class Dispatcher:
         try:
             while waiting:
                 lease_id, device = waiting[0]
-                number = self._node.open_slot(lease_id, setup, self._inbox.put)
-                self._slots[number] = _Slot(number, device)
+                number = self._begin_slot(lease_id)
+                self._slots[number] = Slot(number, device, request.memory_bytes)
                 waiting.popleft()
         except BaseException:
             self._node.close_slots(tuple(self._slots), kill=True)
@@ -166,8 +173,8 @@ class Dispatcher:
         """Why slots were given up, or nothing."""
         return self._problem
 
-    def add(self, jobs: Iterable[Job]) -> None:
-        """Queue jobs behind those that wait; returns at once.
+    def add(self, entries: Sequence[Job] | Sequence[MapRun]) -> None:
+        """Queue jobs or maps behind those that wait; returns at once.
 
         Raises:
             ExecutorClosed: when it has ended.
@@ -176,7 +183,18 @@ class Dispatcher:
         with self._door:
             if self._over:
                 raise ExecutorClosed("this executor has ended: it takes no more work")
-            self._inbox.put(list(jobs))
+            self._inbox.put(list(entries))
+
+    def cancel(self, item: int) -> None:
+        """End an item wherever it is; returns at once, and its end is told as of any other.
+
+        One that waits never begins. One that runs is asked to stop, then made to.
+        """
+        self._inbox.put(_Cancel(item))
+
+    def nudge(self) -> None:
+        """Look again at what can be sent: a map has more, or less; returns at once."""
+        self._inbox.put(_Nudge())
 
     def close(self, *, kill: bool = False, drop: bool = False, wait: bool = True) -> None:
         """End once all jobs have ended, or with ``kill`` now; harmless twice.
@@ -190,10 +208,14 @@ class Dispatcher:
     def _serve(self) -> None:
         try:
             while not self._finished():
-                self._handle(self._inbox.get())
+                with contextlib.suppress(queue.Empty):
+                    self._handle(self._inbox.get(timeout=self._look_seconds()))
                 while not self._inbox.empty():
                     self._handle(self._inbox.get())
                 self._feed()
+                self._feeder.take_over()
+                if self._picky.jobs or self._picky.retired or self._retiring:
+                    self._make_room()
             kill = self._closing is not None and self._closing.kill
             self._node.close_slots(tuple(self._slots), kill=kill)
         except BaseException as error:
@@ -202,6 +224,11 @@ class Dispatcher:
         finally:
             self._leave()
 
+    def _look_seconds(self) -> float | None:
+        """How long to wait for events; None: as long as it takes."""
+        looks = (self._picky.look_seconds, self._feeder.look_seconds)
+        return min((one for one in looks if one is not None), default=None)
+
     def _leave(self) -> None:
         """Tell the end of everything that is left: no caller waits for ever, whatever broke."""
         with self._door:
@@ -209,7 +236,7 @@ class Dispatcher:
         while not self._inbox.empty():
             event = self._inbox.get()
             if isinstance(event, list):
-                self._fresh.extend(event)
+                self._feeder.add(event)
         broken = f"the executor broke: {self._failure!r}"
         self._end_all(broken if self._failure else "the executor was shut down before it ended")
         self.started.set()
@@ -219,144 +246,200 @@ class Dispatcher:
     def _finished(self) -> bool:
         if self._closing is None:
             return False
-        return self._closing.kill or not (self._fresh or self._sent or any(self._bound.values()))
+        return self._closing.kill or not self._feeder.has_work
 
-    def _handle(self, event: list[Job] | SlotEvent | _Close) -> None:
+    def _handle(self, event: Entries | SlotEvent | _Close | _Cancel | _Nudge) -> None:
+        match event:
+            case list():
+                self._feeder.add(event)
+            case _Close():
+                self._close_soon(event)
+            case _Cancel():
+                self._cancel(event.item)
+            case _Nudge():
+                pass
+            case _:
+                self._hear(event)
+
+    def _hear(self, event: SlotEvent) -> None:
         match event:
             case SlotOutcomes():
-                for outcome in event.outcomes:
-                    self._end(outcome, event.slot_id)
+                self._items_ended(event)
             case SlotIdle():
-                slot = self._slots[event.slot_id]
-                seconds = time.perf_counter() - slot.sent_at
-                self._scheduler.finished(slot.number, slot.sent_items, seconds)
-                slot.busy = False
+                self._slot_idle(event)
+            case SlotRecalled():
+                self._items_recalled(event)
             case SlotReady():
-                self._scheduler.open_slot(event.slot_id)
                 self._slot_started(event.slot_id)
             case SlotDied():
                 self._slot_died(event)
             case SlotFailed():
                 self._slot_failed(event)
-            case _Close():
-                self._close_soon(event)
-            case _:
-                for job in event:
-                    self._queue_of(job).append(job)
+            case SlotChunk():
+                self._hand_on(event)
+            case SlotAcknowledged():
+                pass
+
+    def _items_ended(self, event: SlotOutcomes) -> None:
+        slot, outcomes = self._slots.get(event.slot_id), event.outcomes
+        if slot is None:
+            return
+        sent = slot.works[0]
+        if isinstance(outcomes, Successes) and sent.span is not None:
+            lane = (slot.number, slot.device.device_id)
+            sent.span.run.succeeded(sent.span, outcomes.items[0] - sent.items[0], outcomes, lane)
+            sent.reported += len(outcomes)
+            return
+        self._feeder.unfold(sent, [outcome.item for outcome in outcomes])
+        for outcome in outcomes:
+            sent.reported += 1
+            self._end(outcome, event.slot_id)
+
+    def _items_recalled(self, event: SlotRecalled) -> None:
+        slot = self._slots.get(event.slot_id)
+        for sent in slot.works if slot is not None else ():
+            if slot is not None and sent.work_id == event.work_id:
+                self._feeder.recalled(slot, sent, event.items)
+
+    def _slot_idle(self, event: SlotIdle) -> None:
+        slot = self._slots.get(event.slot_id)
+        for sent in tuple(slot.works) if slot is not None else ():
+            if slot is not None and sent.work_id == event.work_id:
+                self._feeder.ended(slot, sent)
 
     def _close_soon(self, event: _Close) -> None:
         kill = event.kill or (self._closing is not None and self._closing.kill)
         self._closing = _Close(kill, event.drop)
         if event.drop:
-            self._fresh = deque(job for job in self._fresh if _begin(job))
-
-    def _queue_of(self, job: Job) -> deque[Job]:
-        if job.device_id is None:
-            return self._fresh
-        return self._bound.setdefault(job.device_id, deque())
+            self._feeder.keep(_begin)
 
     def _slot_started(self, number: int) -> None:
-        slot = self._slots[number]
-        if slot.sent_items == 0:
-            slot.busy = False
+        slot = self._slots.get(number)
+        if slot is None:
+            return
+        self._scheduler.open_slot(number)
+        slot.ready = True
         self._starting.discard(number)
         if not self._starting:
             self.started.set()
 
     def _slot_died(self, event: SlotDied) -> None:
-        slot = self._slots[event.slot_id]
-        slot.busy, slot.sent_items = False, 0
-        verdict = self._scheduler.died(event.unfinished)
+        slot = self._slots.get(event.slot_id)
+        if slot is None:
+            return
+        sent = slot.works.popleft()
+        slot.idle_at = time.perf_counter()
+        alone = sent.is_alone
+        started_at = slot_wall(sent.sent_at, event.at)
+        self._feeder.unfold(sent, event.unfinished)
         for item in event.unfinished:
-            self._note(
-                self._sent[item],
-                Outcome(
-                    item=item,
-                    ending=Ending.DIED,
-                    started_at=slot_wall(slot.sent_at, event.at),
-                    ended_at=event.at,
-                    reason=event.reason,
-                ),
-                event.slot_id,
+            outcome = Outcome(
+                item=item,
+                ending=Ending.DIED,
+                started_at=started_at,
+                ended_at=event.at,
+                reason=event.reason,
+                cause=event.cause,
             )
-        for item in verdict.given_up:
-            job = self._sent.pop(item)
-            last = job.attempts[-1]
-            tries = "; ".join(f"on {tried.device_id}: {tried.reason}" for tried in job.attempts)
-            reason = f"its process died {len(job.attempts)} times ({tries})"
-            job.end(
-                Outcome(
-                    item=item,
-                    ending=Ending.DIED,
-                    started_at=last.started_at,
-                    ended_at=last.ended_at,
-                    reason=reason,
-                ),
-                job,
-            )
+            self._fail(self._sent[item], outcome, slot, alone=alone)
+
+    def _fail(self, job: Job, outcome: Outcome, slot: Slot | None, *, alone: bool) -> None:
+        """An attempt did not succeed: another one, or the end."""
+        if slot is not None:
+            self._note(job, outcome, slot.number)
+        tried = slot is not None and not job.cancelled and not job.chunks
+        verdict = self._endings.judge(job, alone=alone) if tried else NO_RETRY
+        if verdict.cordon and slot is not None:
+            self._retire(slot.device.device_id)
+        if not verdict.again:
+            self._sent.pop(outcome.item)
+            job.end(last_word(job, outcome, verdict), job)
+            return
+        job.failure = outcome
+        job.memory_bytes, job.without_devices = verdict.memory_bytes, verdict.without_devices
+        if job.memory_bytes is not None or job.without_devices:
+            self._picky.jobs.append(job)
+        else:
+            self._scheduler.give_back((job.item,))
+
+    def _retire(self, device_id: str) -> None:
+        """Give the slots of a device no more work; those without any are closed."""
+        for slot in tuple(self._slots.values()):
+            if slot.device.device_id == device_id:
+                slot.retiring = self._retiring = True
+
+    def _hand_on(self, chunk: SlotChunk) -> None:
+        job, slot = self._sent.get(chunk.item), self._slots.get(chunk.slot_id)
+        if job is not None and slot is not None and job.on_chunk is not None:
+            job.chunks += 1
+            job.on_chunk(chunk, partial(self._node.allow, slot.number, slot.works[0].work_id))
+
+    def _cancel(self, item: int) -> None:
+        job = self._sent.get(item)
+        if job is None:
+            job = next((one for one in self._feeder.waiting_jobs() if one.item == item), None)
+        if job is None:
+            return
+        job.cancelled = True
+        for slot in self._slots.values():
+            for sent in slot.works:
+                if item in sent.items:
+                    self._node.cancel(slot.number, sent.work_id, item)
+
+    def _withdraw(self, job: Job) -> None:
+        """A job that was cancelled before it was sent, or between two tries."""
+        self._sent.pop(job.item, None)
+        now = time.time()
+        outcome = Outcome(
+            item=job.item,
+            ending=Ending.DIED,
+            started_at=now,
+            ended_at=now,
+            reason="it was cancelled",
+            cause=Cause.CANCELLED,
+        )
+        job.end(outcome, job)
 
     def _slot_failed(self, event: SlotFailed) -> None:
         device = self._devices[event.slot_id]
         self._problem = f"{device.device_id}: {event.reason}"
         logger.warning("a slot of %s is given up: %s", device.device_id, _last_line(event.reason))
         self._scheduler.close_slot(event.slot_id)
-        self._scheduler.give_back(event.unfinished)
+        slot = self._slots[event.slot_id]
+        for number, sent in enumerate(reversed(slot.works)):
+            # Of what it was at, some may have been reported; what was to come never began.
+            first = number + 1 == len(slot.works)
+            self._feeder.recalled(slot, sent, event.unfinished if first else sent.items)
         self._slots.pop(event.slot_id)
         self._node.close_slots((event.slot_id,))
         self._starting.discard(event.slot_id)
         if not self._starting:
             self.started.set()
-        if all(slot.device.device_id != device.device_id for slot in self._slots.values()):
-            # Nobody else is of that device: its own jobs go to whoever is free.
-            self._fresh.extendleft(reversed(self._bound.pop(device.device_id, deque())))
-        if not self._slots:
+        self._feeder.unbind(device.device_id)
+        if not self._slots and not self._picky.jobs:
             self._end_all(f"no worker is left: {self._problem}")
 
     def _feed(self) -> None:
         if self._closing is not None and self._closing.kill:
             return
-        if not self._slots:
+        if not self._slots and not (self._picky.jobs or self._picky.retired):
             self._end_all(f"no worker is left: {self._problem}")
         for slot in self._slots.values():
-            while not slot.busy:
-                jobs = self._next_jobs(slot)
-                if not jobs:
+            while self._picky.jobs and not slot.busy and not slot.retiring:
+                picky = self._picky.take(slot.device.device_id, slot.memory_bytes)
+                if picky is None:
                     break
-                ready = [job for job in jobs if _begin(job)]
-                if ready:
-                    self._send(slot, ready)
+                if self._wants(picky):
+                    self._feeder.send_jobs(slot, [picky])
+            self._feeder.feed(slot)
 
-    def _next_jobs(self, slot: _Slot) -> list[Job]:
-        bound = self._bound.get(slot.device.device_id)
-        if bound and not self._scheduler.waiting:
-            return [bound.popleft()]
-        take = self._scheduler.take(slot.number, len(self._fresh))
-        if take.items:
-            return [self._sent[item] for item in take.items]
-        if not self._fresh:
-            return []
-        jobs = [self._fresh.popleft()]
-        first = jobs[0]
-        limit = 1 if first.command is not None else first.chunk or take.fresh
-        while len(jobs) < limit and self._fresh and self._fresh[0].function is first.function:
-            jobs.append(self._fresh.popleft())
-        return jobs
-
-    def _send(self, slot: _Slot, jobs: list[Job]) -> None:
-        first = jobs[0]
-        self._sent.update({job.item: job for job in jobs})
-        slot.busy, slot.sent_items, slot.sent_at = True, len(jobs), time.perf_counter()
-        self._node.submit(
-            slot.number,
-            Work(
-                work_id=next(self._work_numbers),
-                items=tuple(job.item for job in jobs),
-                payloads=tuple(job.payload for job in jobs),
-                function=first.function.number if first.function else None,
-                function_payload=first.function.payload if first.function else b"",
-                command=first.command,
-            ),
-        )
+    def _wants(self, job: Job) -> bool:
+        """Whether a job is still to run; its end is told where it was cancelled meanwhile."""
+        if not _begin(job):
+            return False
+        if job.cancelled:
+            self._withdraw(job)
+        return not job.cancelled
 
     def _note(self, job: Job, outcome: Outcome, slot_id: int) -> None:
         job.attempts = (
@@ -368,23 +451,83 @@ class Dispatcher:
                 started_at=outcome.started_at,
                 ended_at=outcome.ended_at,
                 reason=outcome.reason,
+                cause=outcome.cause,
+                memory_bytes=self._memory_of(slot_id),
+                names=outcome.names,
             ),
         )
 
+    def _memory_of(self, slot_id: int) -> int | None:
+        slot = self._slots.get(slot_id)
+        return None if slot is None else slot.memory_bytes
+
     def _end(self, outcome: Outcome, slot_id: int) -> None:
+        if outcome.ending is not Ending.SUCCEEDED:
+            self._fail(self._sent[outcome.item], outcome, self._slots.get(slot_id), alone=True)
+            return
         job = self._sent.pop(outcome.item)
-        self._scheduler.settled(outcome.item)
         self._note(job, outcome, slot_id)
         job.end(outcome, job)
 
+    def _make_room(self) -> None:
+        """For items that no slot can take: a lease of their size, in place of smaller ones."""
+        for slot in tuple(self._slots.values()):
+            if slot.retiring and not slot.busy:
+                self._close_slot(slot)
+        self._retiring = any(slot.retiring for slot in self._slots.values())
+        views = [
+            SlotView(slot.device.device_id, slot.memory_bytes, slot.busy, slot.retiring, slot.extra)
+            for slot in self._slots.values()
+        ]
+        work_left = bool(self._scheduler.waiting or self._feeder.has_more)
+        look = self._picky.look(views, self.devices[0].runtime, work_left=work_left)
+        for device_id in look.retire:
+            self._retire(device_id)
+        if look.hopeless is not None:
+            self._give_up(look.hopeless, look.why)
+        for opening in look.open:
+            self._open_slot(opening)
+        if look.close_extra:
+            for slot in self._slots.values():
+                slot.retiring = slot.retiring or slot.extra
+                self._retiring = self._retiring or slot.retiring
+
+    def _give_up(self, job: Job, why: str) -> None:
+        """An item that was to be tried again, and cannot be."""
+        assert job.failure is not None
+        self._picky.jobs.remove(job)
+        self._sent.pop(job.item)
+        job.end(last_word(job, job.failure, RetryVerdict(again=False, reason=why)), job)
+
+    def _open_slot(self, opening: Opening) -> None:
+        try:
+            number = self._begin_slot(opening.lease_id)
+        except BaseException:
+            self._node.release(opening.lease_id)
+            raise
+        slot = Slot(number, opening.device, opening.memory_bytes, extra=opening.extra)
+        self._slots[number] = slot
+        self._devices[number] = slot.device
+
+    def _begin_slot(self, lease_id: str) -> int:
+        if self._on_output is None:
+            return self._node.open_slot(lease_id, self._setup, self._inbox.put)
+        return self._node.open_slot(lease_id, self._setup, self._inbox.put, self._on_output)
+
+    def _close_slot(self, slot: Slot) -> None:
+        self._slots.pop(slot.number)
+        self._scheduler.close_slot(slot.number)
+        self._node.close_slots((slot.number,))
+        if not slot.extra and slot.device.device_id not in self._endings.lost:
+            self._picky.retired.append(slot.device.device_id)
+        self._feeder.unbind(slot.device.device_id)
+
     def _end_all(self, reason: str) -> None:
         now = time.time()
-        waiting = [*self._fresh, *itertools.chain.from_iterable(self._bound.values())]
-        jobs = [*self._sent.values(), *(job for job in waiting if _begin(job))]
-        self._fresh.clear()
-        self._bound.clear()
-        self._sent.clear()
-        for job in jobs:
+        self._picky.jobs.clear()
+        self._picky.retired.clear()
+        jobs = self._feeder.clear(WorkerDied(reason))
+        for job in filter(_begin, jobs):
             died = Outcome(
                 item=job.item, ending=Ending.DIED, started_at=now, ended_at=now, reason=reason
             )

@@ -65,6 +65,11 @@ class Feeder:
             for entry in queue
         )
 
+    @property
+    def has_more(self) -> bool:
+        """Whether anything waits to be sent for the first time."""
+        return any((self._common, *self._bound.values()))
+
     def waiting_jobs(self) -> Iterator[Job]:
         """The jobs that were not sent yet."""
         for entry in itertools.chain(self._common, *self._bound.values()):
@@ -129,7 +134,7 @@ class Feeder:
                 entry = queue[0]
                 if isinstance(entry, Job):
                     return self._send_first_jobs(queue, slot)
-                limit = self._scheduler.take(slot.number, entry.rest, entry.number).fresh
+                limit = self._scheduler.take(slot.number, entry.rest, entry.function.number).fresh
                 span = entry.cut(limit, slot.number, self._numbers.take) if limit else None
                 if span is not None:
                     self._send_span(slot, span)
@@ -188,7 +193,7 @@ class Feeder:
 
     def _send_span(self, slot: Slot, span: Span) -> None:
         run = span.run
-        sent = Sent(next(self._works), span.items, run.number, span)
+        sent = Sent(next(self._works), span.items, run.function.number, span)
         slot.works.append(sent)
         self._node.submit(
             slot.number,
@@ -199,6 +204,7 @@ class Feeder:
                 is_single=run.is_single,
                 function=run.function.number,
                 function_payload=run.function.payload,
+                deadline_seconds=run.deadline_seconds,
             ),
         )
 
@@ -216,6 +222,8 @@ class Feeder:
         self._scheduler.finished(slot.number, sent.reported, seconds, sent.kind)
         slot.idle_at = now
         slot.works.remove(sent)
+        if sent.span is not None and sent.span.run.is_spent:
+            self._runs_over(sent.span.run)
 
     def recalled(self, slot: Slot, sent: Sent, items: Sequence[int]) -> None:
         """Items of a work that never began wait again, before all others."""
@@ -228,8 +236,10 @@ class Feeder:
             self._queue_again(sent.span.run)
             return
         for item in reversed(items):
-            job = self.jobs.pop(item)
-            self._common.appendleft(job)
+            if self.jobs[item].attempts:
+                self._scheduler.give_back((item,))  # it goes alone
+            else:
+                self._common.appendleft(self.jobs.pop(item))
 
     def _queue_again(self, run: MapRun) -> None:
         self._runs.add(run)

@@ -131,9 +131,7 @@ class MapResults(Results[Result]):
     dropping this object cancels what has not been sent.
     """
 
-    def __init__(
-        self, run: MapRun, mailbox: Mailbox, timeout_seconds: float | None = None
-    ) -> None:
+    def __init__(self, run: MapRun, mailbox: Mailbox, timeout_seconds: float | None = None) -> None:
         super().__init__([run], mailbox, timeout_seconds)
         self._run = run
         self._rows: dict[int, Ended] = {}

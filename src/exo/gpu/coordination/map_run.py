@@ -12,7 +12,7 @@ import msgspec
 
 from exo.gpu.coordination.cargo import Function, Job, Span
 from exo.gpu.execution.packing import pack_all
-from exo.gpu.execution.payloads import dump_parcel, outcome_error
+from exo.gpu.execution.payloads import dump_parcel, error_of
 from exo.gpu.vocabulary.errors import NotTransferable
 from exo.gpu.vocabulary.job import Ending, Outcome
 from exo.gpu.vocabulary.parcel import Batch, Parcel
@@ -95,7 +95,6 @@ class MapRun:
 
     def __init__(
         self,
-        number: int,
         function: Function,
         items: Items,
         *,
@@ -106,14 +105,15 @@ class MapRun:
         chunk: int | None = None,
         buffersize: int | None = None,
         device_id: str | None = None,
+        deadline_seconds: float | None = None,
         first: int = 0,
     ) -> None:
         """``first`` is the number of the first item, for several runs that are read as one."""
-        self.number = number
         self.function = function
         self.is_single = is_single
         self.chunk = chunk
         self.device_id = device_id
+        self.deadline_seconds = deadline_seconds
         self._items = items
         self._wake = wake
         self._lanes = lanes
@@ -127,6 +127,7 @@ class MapRun:
         self._sizes: dict[int, int] = {}
         self._bytes = self._measured = 0
         self._hungry = False
+        self._asked = False
         self._dropped = False
         self.broken: BaseException | None = None
         """Why the items that have not ended never will."""
@@ -191,8 +192,10 @@ class MapRun:
         """What is told the end of an item that goes, or went, alone."""
 
         def end(outcome: Outcome, job: Job) -> None:
-            error, batch = outcome_error(outcome), None
-            if outcome.ending is Ending.SUCCEEDED:
+            error = batch = None
+            if outcome.ending is not Ending.SUCCEEDED:
+                error = error_of(outcome)
+            else:
                 payload = outcome.payload
                 parcel = payload if isinstance(payload, Parcel) else Parcel((payload,))
                 batch = Batch(1, parcels=(parcel,))
@@ -237,11 +240,17 @@ class MapRun:
     def note_read(self, count: int) -> None:
         """So many items have been read in all."""
         self._read = count
+        self._asked = True
 
     def is_over(self, count: int) -> bool:
         """Whether that many items are all there are, to the end or to the source's error."""
         with self._news:
             return self._items.rest == 0 and count >= self._pulled
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether its results are to be had without anybody having asked for them yet."""
+        return not self._asked and self._buffersize is None
 
     @property
     def source_error(self) -> Exception | None:

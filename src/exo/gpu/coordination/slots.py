@@ -8,7 +8,7 @@ import msgspec
 
 from exo.gpu.scheduling.selector import refusal_message, select
 from exo.gpu.vocabulary.errors import NeverAvailable, NoDevice, NotNow
-from exo.gpu.vocabulary.request import Request
+from exo.gpu.vocabulary.request import DEFAULT_POLICY, Request
 from exo.gpu.vocabulary.units import check_whole, parse_size
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def request_of(
     exclusive: bool = False,
     holder: str = "",
     priority: int = 0,
+    policy: str | None = None,
 ) -> Request:
     """A request in the words that people use.
 
@@ -45,6 +46,7 @@ def request_of(
         exclusive=exclusive,
         holder=holder,
         priority=priority,
+        policy=DEFAULT_POLICY if policy is None else policy,
     )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.execution.main_namespace import CallersMain
 from exo.gpu.execution.packing import pack, unpack
-from exo.gpu.vocabulary.errors import ExecutionError, NotTransferable
+from exo.gpu.vocabulary.errors import ExecutionError, NotTransferable, TimedOut, WorkerDied
+from exo.gpu.vocabulary.job import Cause, Ending, Outcome
 from exo.gpu.vocabulary.parcel import Parcel
 
 if TYPE_CHECKING:
@@ -113,6 +115,20 @@ def load_error(payload: bytes | Parcel) -> BaseException:
     if not isinstance(error, BaseException):
         error = ExecutionError(summary)
     error.__cause__ = RemoteTraceback(text)
+    return error
+
+
+def error_of(outcome: Outcome) -> BaseException:
+    """The exception that a caller gets for an item that did not succeed."""
+    if outcome.cause is Cause.CANCELLED:
+        return CancelledError(outcome.reason)
+    if outcome.cause is Cause.TIMEOUT:
+        return TimedOut(outcome.reason)
+    if outcome.ending is not Ending.FAILED or not outcome.payload:
+        return WorkerDied(outcome.reason)
+    error = load_error(outcome.payload)
+    if outcome.reason:
+        error.add_note(f"exo.gpu: {outcome.reason}")
     return error
 
 

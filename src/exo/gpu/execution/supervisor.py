@@ -350,8 +350,14 @@ class RunnerSupervisor:
                     self._deaths = 0
                     self._sink(SlotOutcomes(self.slot_id, outcomes))
             self._print_all()
+        except WorkerDied as error:
+            self._lose(runner, str(error))
         except Exception as error:
-            self._lose(runner, error)
+            # The border to a child: whatever it sends, its slot goes on with another one.
+            logger.exception("slot %d: worker %d cannot be understood", self.slot_id, runner.pid)
+            runner.kill()
+            runner.close()
+            self._lose(runner, str(error) or type(error).__name__)
         finally:
             self._watch(None)
         if spoiled:
@@ -370,19 +376,17 @@ class RunnerSupervisor:
             ended_for = task.ended(outcome.item)
         return judged_report(outcome, ended_for, task.why, self._patterns)
 
-    def _lose(self, runner: Runner, error: Exception) -> None:
-        """The border to a child: whatever it sends, its slot goes on with another one."""
-        if not isinstance(error, WorkerDied):
-            logger.exception("slot %d: worker %d cannot be understood", self.slot_id, runner.pid)
-            runner.kill()
-            runner.close()
+    def _lose(self, runner: Runner, reason: str) -> None:
+        """The worker is gone; what it had not reported is told by :meth:`_tell_death`."""
         with self._lock:
             self._runner = None
         self._deaths += 1
-        self._reason = str(error) or type(error).__name__
+        self._reason = reason
         evidence = Evidence(returncode=runner.returncode, oom_kills=self._kills.since())
         finding = classify(evidence, self._patterns)
-        self._cause = finding.cause if isinstance(error, WorkerDied) else Cause.CLOSED
+        # Its exit status is no item's: to us it just went.
+        known = finding.cause is not Cause.EXIT_STATUS
+        self._cause = finding.cause if known else Cause.CLOSED
         if finding.words:
             self._reason += f" ({finding.words})"
 

@@ -28,6 +28,7 @@
     │   └── StoreTooNew                     its file was written by a later release
     └── ExecutionError (RuntimeError)       work that did not end as it should
         ├── WorkerDied                      its process died, as often as retries allow
+        ├── TimedOut (TimeoutError)         it ran for longer than it was given
         ├── NotTransferable                 a function, argument or result that cannot be pickled
         └── ExecutorClosed                  submit() after shutdown()
 """
@@ -184,6 +185,10 @@ class ExecutionError(ExoGpuError, RuntimeError):
 
 class WorkerDied(ExecutionError):
     """The process that ran the work died, as often as retries allow."""
+
+
+class TimedOut(ExecutionError, TimeoutError):
+    """An item ran for longer than it was given, and was ended."""
 
 
 class NotTransferable(ExecutionError):
