@@ -29,9 +29,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="once and small, to see that it runs")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
-    rows = [
-        row for name in options.only or PARTS for row in PARTS[name](quick=options.quick)
-    ]
+    rows = [row for name in options.only or PARTS for row in PARTS[name](quick=options.quick)]
     return report("dispatch", rows, as_json=options.json)
 
 

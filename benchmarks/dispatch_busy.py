@@ -18,7 +18,7 @@ from dispatch_machine import SLOTS, parallel_version, peer_version, start_ray, t
 from dispatch_rates import medians
 from results import Result
 
-import exo.gpu as gpu
+from exo import gpu
 from exo.gpu.scheduling.scheduler import PullScheduler
 from tests.backends.nvml.fake_nvml import T4, VARIABLE, FakeNvml, build
 
@@ -63,10 +63,7 @@ def utilisation(*, quick: bool) -> list[Result]:
                 list(ours.map(time.sleep, [0.0] * 4)) if name == "ours" else ways[name]()
             found = medians(
                 runs,
-                {
-                    name: (lambda way=way: busy(seconds, number, way))
-                    for name, way in ways.items()
-                },
+                {name: (lambda way=way: busy(seconds, number, way)) for name, way in ways.items()},
             )
             turnaround_seconds = seconds * (1 / found["ours"] - 1)
             versions = {

@@ -14,7 +14,7 @@ import numpy as np
 from dispatch_machine import SLOTS, peer_version, start_ray, two_cards
 from results import Result
 
-import exo.gpu as gpu
+from exo import gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,9 +70,7 @@ def tasks(*, quick: bool) -> list[Result]:
                 "map": lambda: rate(many, lambda: list(ours.map(abs, range(many)))),
                 "joblib": lambda: rate(many, lambda: jobs(delayed(abs)(n) for n in range(many))),
                 "pool map": lambda: rate(few, lambda: list(pool.map(abs, range(few)))),
-                "ray": lambda: rate(
-                    few, lambda: ray.get([nothing.remote(n) for n in range(few)])
-                ),
+                "ray": lambda: rate(few, lambda: ray.get([nothing.remote(n) for n in range(few)])),
                 "submit": lambda: rate(few, lambda: results(ours, few)),
                 "pool submit": lambda: rate(few, lambda: results(pool, few)),
             }
@@ -83,9 +81,7 @@ def tasks(*, quick: bool) -> list[Result]:
 
     def row(metric: str, ours: str, peer: str, name: str, number: str, target: float) -> Result:
         value = found[ours] / found[peer]
-        return Result(
-            metric, found[ours], found[peer], name, number, value, target, "higher", runs
-        )
+        return Result(metric, found[ours], found[peer], name, number, value, target, "higher", runs)
 
     pool_name = "ProcessPoolExecutor"
     return [

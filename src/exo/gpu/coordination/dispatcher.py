@@ -7,7 +7,6 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,8 @@ from exo.gpu.coordination.cargo import Function, Job, Numbers, Slot
 from exo.gpu.coordination.endings import NO_RETRY, Endings, last_word
 from exo.gpu.coordination.feeding import Feeder
 from exo.gpu.coordination.map_run import MapRun
-from exo.gpu.coordination.picky_jobs import Opening, PickyJobs, SlotView
-from exo.gpu.coordination.slots import acquire_slots
+from exo.gpu.coordination.picky_jobs import PickyJobs, SlotView
+from exo.gpu.coordination.slot_pool import SlotPool
 from exo.gpu.execution.successes import Successes
 from exo.gpu.scheduling.retry import RetryPolicy, RetryVerdict
 from exo.gpu.scheduling.scheduler import PullScheduler
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from exo.gpu.nodes.transport import Node
-    from exo.gpu.vocabulary.decision import Refusal
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.request import Request
 
@@ -107,8 +105,6 @@ class Dispatcher:
         self._inbox: queue.SimpleQueue[Entries | SlotEvent | _Close | _Cancel | _Nudge] = (
             queue.SimpleQueue()
         )
-        self._setup = setup
-        self._on_output = on_output
         self._endings = Endings(
             node,
             request,
@@ -119,10 +115,7 @@ class Dispatcher:
         self._picky = PickyJobs(node, request)
         self.numbers = Numbers()
         """Numbers of items, for whoever makes jobs."""
-        self._feeder = Feeder(node, self._scheduler, self._wants, self.numbers)
-        self._slots, self._sent = self._feeder.slots, self._feeder.jobs
         self._closing: _Close | None = None
-        self._retiring = False  # whether any slot is
         self._over = False
         self._door = threading.Lock()  # between adding a job and the end of the last one
         self._problem = ""
@@ -130,43 +123,29 @@ class Dispatcher:
         self.started = threading.Event()
         """Set once every slot is ready or given up."""
         try:
-            self.left_out = self._open_slots(request, slots, wait_seconds)
+            self._pool = SlotPool(
+                node,
+                request,
+                setup=setup,
+                sink=self._inbox.put,
+                slots=slots,
+                wait_seconds=wait_seconds,
+                on_output=on_output,
+            )
         except BaseException:
             if own_node:
                 node.close()
             raise
-        self.devices = tuple(
-            {slot.device.device_id: slot.device for slot in self._slots.values()}.values()
-        )
+        self.left_out = self._pool.left_out
+        self._slots = self._pool.slots
+        self._feeder = Feeder(node, self._scheduler, self._wants, self.numbers, self._slots)
+        self._sent = self._feeder.jobs
         self._starting = set(self._slots)
-        self._devices = {number: slot.device for number, slot in self._slots.items()}
         self.lanes = tuple((number, slot.device) for number, slot in self._slots.items())
         """(slot number, device) of every slot, in the order of preference."""
+        self.devices = tuple({device.device_id: device for _, device in self.lanes}.values())
         self._thread = threading.Thread(target=self._serve, name="exo-gpu-dispatch", daemon=True)
         self._thread.start()
-
-    def _open_slots(
-        self,
-        request: Request,
-        slots: int | None,
-        wait_seconds: float | None,
-    ) -> tuple[Refusal, ...]:
-        acquired, decision = acquire_slots(
-            self._node, request, slots=slots, wait_seconds=wait_seconds
-        )
-        waiting = deque(acquired)
-        try:
-            while waiting:
-                lease_id, device = waiting[0]
-                number = self._begin_slot(lease_id)
-                self._slots[number] = Slot(number, device, request.memory_bytes)
-                waiting.popleft()
-        except BaseException:
-            self._node.close_slots(tuple(self._slots), kill=True)
-            for lease_id, _ in waiting:
-                self._node.release(lease_id)
-            raise
-        return decision.left_out
 
     @property
     def problem(self) -> str:
@@ -214,7 +193,7 @@ class Dispatcher:
                     self._handle(self._inbox.get())
                 self._feed()
                 self._feeder.take_over()
-                if self._picky.jobs or self._picky.retired or self._retiring:
+                if self._picky.jobs or self._picky.retired or self._pool.retiring:
                     self._make_room()
             kill = self._closing is not None and self._closing.kill
             self._node.close_slots(tuple(self._slots), kill=kill)
@@ -299,7 +278,7 @@ class Dispatcher:
         slot = self._slots.get(event.slot_id)
         for sent in slot.works if slot is not None else ():
             if slot is not None and sent.work_id == event.work_id:
-                self._feeder.recalled(slot, sent, event.items)
+                self._feeder.recalled(sent, event.items)
 
     def _slot_idle(self, event: SlotIdle) -> None:
         slot = self._slots.get(event.slot_id)
@@ -350,7 +329,7 @@ class Dispatcher:
         tried = slot is not None and not job.cancelled and not job.chunks
         verdict = self._endings.judge(job, alone=alone) if tried else NO_RETRY
         if verdict.cordon and slot is not None:
-            self._retire(slot.device.device_id)
+            self._pool.retire(slot.device.device_id)
         if not verdict.again:
             self._sent.pop(outcome.item)
             job.end(last_word(job, outcome, verdict), job)
@@ -361,12 +340,6 @@ class Dispatcher:
             self._picky.jobs.append(job)
         else:
             self._scheduler.give_back((job.item,))
-
-    def _retire(self, device_id: str) -> None:
-        """Give the slots of a device no more work; those without any are closed."""
-        for slot in tuple(self._slots.values()):
-            if slot.device.device_id == device_id:
-                slot.retiring = self._retiring = True
 
     def _hand_on(self, chunk: SlotChunk) -> None:
         job, slot = self._sent.get(chunk.item), self._slots.get(chunk.slot_id)
@@ -401,7 +374,7 @@ class Dispatcher:
         job.end(outcome, job)
 
     def _slot_failed(self, event: SlotFailed) -> None:
-        device = self._devices[event.slot_id]
+        device = self._pool.devices[event.slot_id]
         self._problem = f"{device.device_id}: {event.reason}"
         logger.warning("a slot of %s is given up: %s", device.device_id, _last_line(event.reason))
         self._scheduler.close_slot(event.slot_id)
@@ -409,9 +382,8 @@ class Dispatcher:
         for number, sent in enumerate(reversed(slot.works)):
             # Of what it was at, some may have been reported; what was to come never began.
             first = number + 1 == len(slot.works)
-            self._feeder.recalled(slot, sent, event.unfinished if first else sent.items)
-        self._slots.pop(event.slot_id)
-        self._node.close_slots((event.slot_id,))
+            self._feeder.recalled(sent, event.unfinished if first else sent.items)
+        self._pool.close(event.slot_id)
         self._starting.discard(event.slot_id)
         if not self._starting:
             self.started.set()
@@ -445,7 +417,7 @@ class Dispatcher:
         job.attempts = (
             *job.attempts,
             Attempt(
-                device_id=self._devices[slot_id].device_id,
+                device_id=self._pool.devices[slot_id].device_id,
                 slot=slot_id,
                 ending=outcome.ending,
                 started_at=outcome.started_at,
@@ -471,10 +443,8 @@ class Dispatcher:
 
     def _make_room(self) -> None:
         """For items that no slot can take: a lease of their size, in place of smaller ones."""
-        for slot in tuple(self._slots.values()):
-            if slot.retiring and not slot.busy:
-                self._close_slot(slot)
-        self._retiring = any(slot.retiring for slot in self._slots.values())
+        for slot in self._pool.without_work():
+            self._close_slot(slot)
         views = [
             SlotView(slot.device.device_id, slot.memory_bytes, slot.busy, slot.retiring, slot.extra)
             for slot in self._slots.values()
@@ -482,15 +452,14 @@ class Dispatcher:
         work_left = bool(self._scheduler.waiting or self._feeder.has_more)
         look = self._picky.look(views, self.devices[0].runtime, work_left=work_left)
         for device_id in look.retire:
-            self._retire(device_id)
+            self._pool.retire(device_id)
         if look.hopeless is not None:
             self._give_up(look.hopeless, look.why)
         for opening in look.open:
-            self._open_slot(opening)
+            words = (opening.lease_id, opening.device, opening.memory_bytes)
+            self._pool.open(*words, extra=opening.extra)
         if look.close_extra:
-            for slot in self._slots.values():
-                slot.retiring = slot.retiring or slot.extra
-                self._retiring = self._retiring or slot.retiring
+            self._pool.retire_extra()
 
     def _give_up(self, job: Job, why: str) -> None:
         """An item that was to be tried again, and cannot be."""
@@ -499,25 +468,9 @@ class Dispatcher:
         self._sent.pop(job.item)
         job.end(last_word(job, job.failure, RetryVerdict(again=False, reason=why)), job)
 
-    def _open_slot(self, opening: Opening) -> None:
-        try:
-            number = self._begin_slot(opening.lease_id)
-        except BaseException:
-            self._node.release(opening.lease_id)
-            raise
-        slot = Slot(number, opening.device, opening.memory_bytes, extra=opening.extra)
-        self._slots[number] = slot
-        self._devices[number] = slot.device
-
-    def _begin_slot(self, lease_id: str) -> int:
-        if self._on_output is None:
-            return self._node.open_slot(lease_id, self._setup, self._inbox.put)
-        return self._node.open_slot(lease_id, self._setup, self._inbox.put, self._on_output)
-
     def _close_slot(self, slot: Slot) -> None:
-        self._slots.pop(slot.number)
+        self._pool.close(slot.number)
         self._scheduler.close_slot(slot.number)
-        self._node.close_slots((slot.number,))
         if not slot.extra and slot.device.device_id not in self._endings.lost:
             self._picky.retired.append(slot.device.device_id)
         self._feeder.unbind(slot.device.device_id)

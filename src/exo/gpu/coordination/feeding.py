@@ -29,10 +29,15 @@ class Feeder:
     """The queue in front of the slots. All calls come from the dispatcher's thread."""
 
     def __init__(
-        self, node: Node, scheduler: PullScheduler, wants: Callable[[Job], bool], numbers: Numbers
+        self,
+        node: Node,
+        scheduler: PullScheduler,
+        wants: Callable[[Job], bool],
+        numbers: Numbers,
+        slots: dict[int, Slot],
     ) -> None:
         """``wants`` says whether a job is still to run, right before it is sent."""
-        self.slots: dict[int, Slot] = {}
+        self.slots = slots
         self.jobs: dict[int, Job] = {}
         """By item number: what was sent alone, or waits for another try."""
         self._node = node
@@ -225,7 +230,7 @@ class Feeder:
         if sent.span is not None and sent.span.run.is_spent:
             self._runs_over(sent.span.run)
 
-    def recalled(self, slot: Slot, sent: Sent, items: Sequence[int]) -> None:
+    def recalled(self, sent: Sent, items: Sequence[int]) -> None:
         """Items of a work that never began wait again, before all others."""
         sent.count -= len(items)
         if sent.span is not None:
