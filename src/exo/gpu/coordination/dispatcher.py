@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.coordination.cargo import Function, Job, Numbers, Slot
-from exo.gpu.coordination.endings import NO_RETRY, Endings, last_word
+from exo.gpu.coordination.cargo import Function, Job, Numbers
+from exo.gpu.coordination.endings import Endings
 from exo.gpu.coordination.feeding import Feeder
 from exo.gpu.coordination.map_run import MapRun
 from exo.gpu.coordination.picky_jobs import PickyJobs, SlotView
 from exo.gpu.coordination.slot_pool import SlotPool
+from exo.gpu.coordination.tries import Tries
 from exo.gpu.execution.successes import Successes
-from exo.gpu.scheduling.retry import RetryPolicy, RetryVerdict
+from exo.gpu.scheduling.retry import RetryPolicy
 from exo.gpu.scheduling.scheduler import PullScheduler
 from exo.gpu.vocabulary.errors import ExecutorClosed, WorkerDied
 from exo.gpu.vocabulary.job import (
-    Attempt,
-    Cause,
     Ending,
     Outcome,
     SlotAcknowledged,
@@ -101,14 +100,15 @@ class Dispatcher:
         """
         self._node = node
         self._own_node = own_node
-        self._scheduler = PullScheduler(max_attempts=max_attempts)
+        retry = retry or RetryPolicy(max_attempts=max_attempts)
+        self._scheduler = PullScheduler(max_attempts=retry.max_attempts)
         self._inbox: queue.SimpleQueue[Entries | SlotEvent | _Close | _Cancel | _Nudge] = (
             queue.SimpleQueue()
         )
         self._endings = Endings(
             node,
             request,
-            retry or RetryPolicy(max_attempts=max_attempts),
+            retry,
             on_retry=on_retry,
             on_device_lost=on_device_lost,
         )
@@ -140,6 +140,8 @@ class Dispatcher:
         self._slots = self._pool.slots
         self._feeder = Feeder(node, self._scheduler, self._wants, self.numbers, self._slots)
         self._sent = self._feeder.jobs
+        words = (self._endings, self._pool, self._feeder, self._scheduler, self._picky)
+        self._tries = Tries(*words)
         self._starting = set(self._slots)
         self.lanes = tuple((number, slot.device) for number, slot in self._slots.items())
         """(slot number, device) of every slot, in the order of preference."""
@@ -272,7 +274,7 @@ class Dispatcher:
         self._feeder.unfold(sent, [outcome.item for outcome in outcomes])
         for outcome in outcomes:
             sent.reported += 1
-            self._end(outcome, event.slot_id)
+            self._tries.ended(outcome, slot)
 
     def _items_recalled(self, event: SlotRecalled) -> None:
         slot = self._slots.get(event.slot_id)
@@ -308,38 +310,8 @@ class Dispatcher:
             return
         sent = slot.works.popleft()
         slot.idle_at = time.perf_counter()
-        alone = sent.is_alone
-        started_at = slot_wall(sent.sent_at, event.at)
         self._feeder.unfold(sent, event.unfinished)
-        for item in event.unfinished:
-            outcome = Outcome(
-                item=item,
-                ending=Ending.DIED,
-                started_at=started_at,
-                ended_at=event.at,
-                reason=event.reason,
-                cause=event.cause,
-            )
-            self._fail(self._sent[item], outcome, slot, alone=alone)
-
-    def _fail(self, job: Job, outcome: Outcome, slot: Slot | None, *, alone: bool) -> None:
-        """An attempt did not succeed: another one, or the end."""
-        if slot is not None:
-            self._note(job, outcome, slot.number)
-        tried = slot is not None and not job.cancelled and not job.chunks
-        verdict = self._endings.judge(job, alone=alone) if tried else NO_RETRY
-        if verdict.cordon and slot is not None:
-            self._pool.retire(slot.device.device_id)
-        if not verdict.again:
-            self._sent.pop(outcome.item)
-            job.end(last_word(job, outcome, verdict), job)
-            return
-        job.failure = outcome
-        job.memory_bytes, job.without_devices = verdict.memory_bytes, verdict.without_devices
-        if job.memory_bytes is not None or job.without_devices:
-            self._picky.jobs.append(job)
-        else:
-            self._scheduler.give_back((job.item,))
+        self._tries.died(event, slot, sent)
 
     def _hand_on(self, chunk: SlotChunk) -> None:
         job, slot = self._sent.get(chunk.item), self._slots.get(chunk.slot_id)
@@ -358,20 +330,6 @@ class Dispatcher:
             for sent in slot.works:
                 if item in sent.items:
                     self._node.cancel(slot.number, sent.work_id, item)
-
-    def _withdraw(self, job: Job) -> None:
-        """A job that was cancelled before it was sent, or between two tries."""
-        self._sent.pop(job.item, None)
-        now = time.time()
-        outcome = Outcome(
-            item=job.item,
-            ending=Ending.DIED,
-            started_at=now,
-            ended_at=now,
-            reason="it was cancelled",
-            cause=Cause.CANCELLED,
-        )
-        job.end(outcome, job)
 
     def _slot_failed(self, event: SlotFailed) -> None:
         device = self._pool.devices[event.slot_id]
@@ -410,36 +368,8 @@ class Dispatcher:
         if not _begin(job):
             return False
         if job.cancelled:
-            self._withdraw(job)
+            self._tries.withdraw(job)
         return not job.cancelled
-
-    def _note(self, job: Job, outcome: Outcome, slot_id: int) -> None:
-        job.attempts = (
-            *job.attempts,
-            Attempt(
-                device_id=self._pool.devices[slot_id].device_id,
-                slot=slot_id,
-                ending=outcome.ending,
-                started_at=outcome.started_at,
-                ended_at=outcome.ended_at,
-                reason=outcome.reason,
-                cause=outcome.cause,
-                memory_bytes=self._memory_of(slot_id),
-                names=outcome.names,
-            ),
-        )
-
-    def _memory_of(self, slot_id: int) -> int | None:
-        slot = self._slots.get(slot_id)
-        return None if slot is None else slot.memory_bytes
-
-    def _end(self, outcome: Outcome, slot_id: int) -> None:
-        if outcome.ending is not Ending.SUCCEEDED:
-            self._fail(self._sent[outcome.item], outcome, self._slots.get(slot_id), alone=True)
-            return
-        job = self._sent.pop(outcome.item)
-        self._note(job, outcome, slot_id)
-        job.end(outcome, job)
 
     def _make_room(self) -> None:
         """For items that no slot can take: a lease of their size, in place of smaller ones."""
@@ -454,19 +384,12 @@ class Dispatcher:
         for device_id in look.retire:
             self._pool.retire(device_id)
         if look.hopeless is not None:
-            self._give_up(look.hopeless, look.why)
+            self._tries.give_up(look.hopeless, look.why)
         for opening in look.open:
             words = (opening.lease_id, opening.device, opening.memory_bytes)
             self._pool.open(*words, extra=opening.extra)
         if look.close_extra:
             self._pool.retire_extra()
-
-    def _give_up(self, job: Job, why: str) -> None:
-        """An item that was to be tried again, and cannot be."""
-        assert job.failure is not None
-        self._picky.jobs.remove(job)
-        self._sent.pop(job.item)
-        job.end(last_word(job, job.failure, RetryVerdict(again=False, reason=why)), job)
 
     def _close_slot(self, slot: Slot) -> None:
         self._pool.close(slot.number)
@@ -496,8 +419,3 @@ def _begin(job: Job) -> bool:
 
 def _last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2]
-
-
-def slot_wall(sent_at: float, ended_wall: float) -> float:
-    """Unix time of a moment on the performance counter, given a Unix time close to now."""
-    return ended_wall - (time.perf_counter() - sent_at)

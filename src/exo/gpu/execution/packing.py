@@ -150,9 +150,9 @@ def unpack_lazily(batch: Batch) -> list[Any]:
 def flatten(batch: Batch) -> tuple[Any, list[Any]]:
     """A batch as a plain value that pickle knows, and the large pieces that go beside it."""
     if not batch.parcels:
-        return (batch.count, batch.plain, None), []
+        return (batch.size, batch.plain, None), []
     beside: list[Any] = []
-    return (batch.count, None, [_flat(parcel, beside) for parcel in batch.parcels]), beside
+    return (batch.size, None, [_flat(parcel, beside) for parcel in batch.parcels]), beside
 
 
 def _flat(parcel: Parcel, beside: list[Any]) -> tuple[bytes | int, int, bool]:

@@ -262,7 +262,7 @@ def _outcomes(
     if ending[0] == RAN:
         _, origin, moments, flat = ending
         batch = raise_up(flat, beside)
-        return Successes(items[: batch.count], batch, origin, moments)
+        return Successes(items[: batch.size], batch, origin, moments)
     _, started, ended, payload = ending
     failed = Outcome(
         item=items[0],

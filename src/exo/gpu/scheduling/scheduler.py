@@ -1,4 +1,4 @@
-"""Pull-based dispatch: which slot takes how many items next, and what becomes of a dead one's."""
+"""Pull-based dispatch: which slot takes how many items next, and from whom it takes them over."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Hashable, Mapping
 
 import msgspec
-
-from exo.gpu.scheduling.retry import try_again
 
 # Long enough that dispatch (about 0.3 ms a chunk) is lost in it, short enough to balance with.
 CHUNK_SECONDS = 0.1
@@ -37,13 +35,6 @@ class Take(msgspec.Struct, frozen=True):
 
     items: tuple[int, ...] = ()
     fresh: int = 0
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    """Of a dead slot's unfinished items: which wait for another try, which are given up."""
-
-    again: tuple[int, ...]
-    given_up: tuple[int, ...]
 
 
 class _Speed:
@@ -76,19 +67,18 @@ class PullScheduler:
     A slot's chunk is what it does in :data:`CHUNK_SECONDS` by its own measured speed, never more
     than its share of half of what is left, weighted by speed (factoring, Hummel et al. 1992), so
     that no slot sits on a long chunk while the others are done. An item whose process died goes
-    first, alone, and is given up after ``max_attempts`` deaths.
+    first, alone: it may be the one that killed it.
     """
 
     def __init__(self, *, max_attempts: int = 3) -> None:
         self._max_attempts = max_attempts
         self._slots: dict[int, _Slot] = {}
-        self._dead: deque[int] = deque()
-        self._deaths: dict[int, int] = {}
+        self._again: deque[int] = deque()
 
     @property
     def waiting(self) -> int:
-        """How many items of dead slots wait for another try."""
-        return len(self._dead)
+        """How many items wait for another try."""
+        return len(self._again)
 
     def open_slot(self, slot_id: int) -> None:
         """A slot can take work."""
@@ -103,8 +93,8 @@ class PullScheduler:
 
         ``kind`` tells work apart whose items take unlike times, such as two functions.
         """
-        if self._dead:
-            return Take(items=(self._dead.popleft(),))
+        if self._again:
+            return Take(items=(self._again.popleft(),))
         speed = self._slots[slot_id].at(kind)
         speed.chunk = min(self._chunk(speed, available, kind), available)
         return Take(fresh=speed.chunk)
@@ -124,7 +114,7 @@ class PullScheduler:
     def is_nearly_done(self, slot_id: int, left: int, kind: Hashable = None) -> bool:
         """Whether a slot with ``left`` items to go should have its next chunk already."""
         slot = self._slots.get(slot_id)
-        if slot is None or self._dead:
+        if slot is None or self._again:
             return False
         seconds = slot.at(kind).seconds_per_item
         return seconds is not None and left * seconds <= AHEAD_SECONDS
@@ -140,27 +130,9 @@ class PullScheduler:
             return None
         return max(waiting, key=lambda slot_id: (waiting[slot_id], -slot_id))
 
-    def settled(self, item: int) -> None:
-        """An item has ended for good: its deaths need not be remembered."""
-        self._deaths.pop(item, None)
-
-    def died(self, unfinished: tuple[int, ...]) -> Verdict:
-        """A slot's process died with these items unreported: decide on each."""
-        again: list[int] = []
-        given_up: list[int] = []
-        for item in unfinished:
-            deaths = self._deaths[item] = self._deaths.get(item, 0) + 1
-            if try_again(deaths, self._max_attempts):
-                again.append(item)
-            else:
-                given_up.append(item)
-                self.settled(item)
-        self._dead.extend(again)
-        return Verdict(tuple(again), tuple(given_up))
-
     def give_back(self, items: tuple[int, ...]) -> None:
-        """Items that a slot never began wait again; no death is counted."""
-        self._dead.extend(items)
+        """Items that are to be tried once more wait again; each goes alone, before all others."""
+        self._again.extend(items)
 
     def _chunk(self, speed: _Speed, available: int, kind: Hashable) -> int:
         # With a single attempt, an item must not die of its neighbour.

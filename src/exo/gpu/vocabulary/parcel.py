@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     so it makes no difference to anybody that they travel together.
     """
 
-    count: int
+    size: int
     plain: bytes | None = None
     parcels: tuple[Parcel, ...] = ()
 
