@@ -214,8 +214,10 @@ def test_futures_come_in_the_order_in_which_they_end(executor):
 
 
 def test_cancel_ends_a_function_that_runs_and_spares_the_others(executor, tmp_path):
-    future = executor.submit(functions.touch_and_wait, str(tmp_path))
-    while not list(tmp_path.iterdir()):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    future = executor.submit(functions.touch_and_wait, str(marks))
+    while not list(marks.iterdir()):
         os.sched_yield()
     assert future.running()
     assert future.cancel()

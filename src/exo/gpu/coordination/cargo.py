@@ -108,9 +108,22 @@ class Span:
 class Sent:
     """A piece of work in the hands of a slot."""
 
-    __slots__ = ("count", "is_alone", "items", "kind", "reported", "sent_at", "span", "work_id")
+    __slots__ = (
+        "count",
+        "heard_at",
+        "is_alone",
+        "items",
+        "kind",
+        "recalled",
+        "reported",
+        "sent_at",
+        "span",
+        "work_id",
+    )
 
-    def __init__(self, work_id: int, items: Sequence[int], kind: Hashable, span: Span | None):
+    def __init__(
+        self, work_id: int, items: Sequence[int], kind: Hashable, span: Span | None
+    ) -> None:
         self.work_id = work_id
         self.items = items
         self.kind = kind
@@ -119,7 +132,13 @@ class Sent:
         """How many it has, less those that were taken back."""
         self.is_alone = self.count == 1
         self.reported = 0
-        self.sent_at = time.perf_counter()
+        self.recalled = False  # whether it was asked to give back what waits
+        self.sent_at = self.heard_at = time.perf_counter()
+
+    def heard(self, count: int) -> None:
+        """So many more were reported."""
+        self.reported += count
+        self.heard_at = time.perf_counter()
 
     @property
     def left(self) -> int:
@@ -146,7 +165,6 @@ class Slot:
         self.ready = False  # once its first process is
         self.works: deque[Sent] = deque()
         self.idle_at = time.perf_counter()
-        self.recalled_work = -1
 
     @property
     def busy(self) -> bool:
@@ -154,9 +172,10 @@ class Slot:
         return bool(self.works) or not self.ready
 
     @property
-    def left(self) -> int:
-        """How many items it was sent and has not reported."""
-        return sum(sent.left for sent in self.works)
+    def waiting(self) -> int:
+        """How many items it has not begun, as far as is known, and was not asked to give back."""
+        waits = [0 if sent.recalled else sent.left for sent in self.works]
+        return max(0, sum(waits) - (not self.works[0].recalled)) if waits else 0
 
 
 class Numbers:

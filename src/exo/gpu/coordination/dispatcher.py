@@ -269,11 +269,11 @@ class Dispatcher:
         if isinstance(outcomes, Successes) and sent.span is not None:
             lane = (slot.number, slot.device.device_id)
             sent.span.run.succeeded(sent.span, outcomes.items[0] - sent.items[0], outcomes, lane)
-            sent.reported += len(outcomes)
+            sent.heard(len(outcomes))
             return
         self._feeder.unfold(sent, [outcome.item for outcome in outcomes])
         for outcome in outcomes:
-            sent.reported += 1
+            sent.heard(1)
             self._tries.ended(outcome, slot)
 
     def _items_recalled(self, event: SlotRecalled) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from exo.gpu.coordination.cargo import Job, Numbers, Sent, Slot, Span, batch_of
 from exo.gpu.coordination.map_run import MapRun
-from exo.gpu.scheduling.scheduler import PullScheduler
+from exo.gpu.scheduling.scheduler import AHEAD_SECONDS, PullScheduler
 from exo.gpu.vocabulary.job import Work
 
 if TYPE_CHECKING:
@@ -116,7 +116,12 @@ class Feeder:
         if len(slot.works) > 1:
             return False
         sent = slot.works[0]
-        return self._scheduler.is_nearly_done(slot.number, sent.left, sent.kind)
+        silent_seconds = time.perf_counter() - sent.heard_at
+        return (
+            silent_seconds < AHEAD_SECONDS  # else it is at an item that takes longer than others
+            and not sent.recalled
+            and self._scheduler.is_nearly_done(slot.number, sent.left, sent.kind)
+        )
 
     def _send_next(self, slot: Slot) -> bool:
         if self._scheduler.waiting:
@@ -225,7 +230,8 @@ class Feeder:
         now = time.perf_counter()
         seconds = now - max(sent.sent_at, slot.idle_at)
         self._scheduler.finished(slot.number, sent.reported, seconds, sent.kind)
-        slot.idle_at = now
+        if sent is slot.works[0]:
+            slot.idle_at = now
         slot.works.remove(sent)
         if sent.span is not None and sent.span.run.is_spent:
             self._runs_over(sent.span.run)
@@ -269,17 +275,13 @@ class Feeder:
             return
         now = time.perf_counter()
         for sent in tuple(victim.works)[::-1]:
-            if now - max(sent.sent_at, victim.idle_at) > STEAL_SECONDS:
-                victim.recalled_work = sent.work_id
+            if not sent.recalled and now - max(sent.sent_at, victim.idle_at) > STEAL_SECONDS:
+                sent.recalled = True
                 self._node.recall(victim.number, sent.work_id)
 
     def _victim(self) -> Slot | None:
-        """The slot with the most that waits behind what it is at, unless it was asked already."""
-        left = {
-            slot.number: slot.left
-            for slot in self.slots.values()
-            if slot.works and slot.works[0].work_id > slot.recalled_work
-        }
+        """The slot with the most that waits behind what it is at and was not asked for yet."""
+        left = {slot.number: 1 + slot.waiting for slot in self.slots.values() if slot.works}
         number = self._scheduler.victim(left)
         return None if number is None else self.slots[number]
 
