@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,17 +33,17 @@ MEMORY_BACK_SECONDS = 0.2
 HELD_BYTES = 4 * 2**30
 
 
-def busy(seconds: float, count: int, run: Any) -> float:
+def busy(items: list[float], run: Any) -> float:
     """The part of the time of both devices that the items themselves take."""
     began = time.perf_counter()
     run()
-    return seconds * count / SLOTS / (time.perf_counter() - began)
+    return sum(items) / SLOTS / (time.perf_counter() - began)
 
 
 def utilisation(*, quick: bool) -> list[Result]:
     """The same items through us, joblib, Ray's ActorPool and GNU parallel; all but it are warm."""
     import ray
-    from joblib import Parallel, delayed
+    from joblib import Parallel
     from ray.util import ActorPool
 
     start_ray()
@@ -49,44 +52,50 @@ def utilisation(*, quick: bool) -> list[Result]:
     turnaround_seconds = 0.0
     with two_cards(), gpu.GPUExecutor() as ours, Parallel(n_jobs=SLOTS) as jobs:
         for seconds, (count, target) in LENGTHS.items():
-            number, runs = (4, 1) if quick else (count, 3)
             if quick and seconds == 1.0:
                 continue
-            items = [seconds] * number
-            ways = {
-                "ours": lambda: list(ours.map(time.sleep, items)),
-                "joblib": lambda: jobs(delayed(time.sleep)(one) for one in items),
-                "Ray ActorPool": lambda: list(pool.map_unordered(call_sleep, items)),
-                "GNU parallel": lambda: shell_sleep(items),
-            }
-            for name in ("ours", "joblib", "Ray ActorPool"):
-                list(ours.map(time.sleep, [0.0] * 4)) if name == "ours" else ways[name]()
-            found = medians(
-                runs,
-                {name: (lambda way=way: busy(seconds, number, way)) for name, way in ways.items()},
-            )
+            items, runs = [seconds] * (4 if quick else count), 1 if quick else 3
+            ways = ways_of(items, ours, jobs, pool)
+            for way in ways.values():
+                if not rows:
+                    way()  # the first warms up
+            found = medians(runs, {name: partial(busy, items, way) for name, way in ways.items()})
             turnaround_seconds = seconds * (1 / found["ours"] - 1)
-            versions = {
-                "joblib": peer_version("joblib"),
-                "Ray ActorPool": peer_version("ray"),
-                "GNU parallel": parallel_version(),
-            }
             rows += [
                 Result(
                     f"busy with {seconds:g} s items",
                     found["ours"],
                     found[name],
                     name,
-                    number_,
+                    number,
                     found["ours"],
                     target,
                     "higher",
                     runs,
                 )
-                for name, number_ in versions.items()
+                for name, number in versions().items()
             ]
     ray.shutdown()
     return [*rows, on_a_virtual_clock(turnaround_seconds)]
+
+
+def ways_of(items: list[float], ours: Any, jobs: Any, pool: Any) -> dict[str, Any]:
+    from joblib import delayed
+
+    return {
+        "ours": lambda: list(ours.map(time.sleep, items)),
+        "joblib": lambda: jobs(delayed(time.sleep)(one) for one in items),
+        "Ray ActorPool": lambda: list(pool.map_unordered(call_sleep, items)),
+        "GNU parallel": lambda: shell_sleep(items),
+    }
+
+
+def versions() -> dict[str, str]:
+    return {
+        "joblib": peer_version("joblib"),
+        "Ray ActorPool": peer_version("ray"),
+        "GNU parallel": parallel_version(),
+    }
 
 
 class Sleeper:
@@ -135,31 +144,28 @@ def on_a_virtual_clock(turnaround_seconds: float) -> Result:
 
 def turnaround(*, quick: bool) -> list[Result]:
     """From one process's end to its successor's first item, where memory comes back after 0.2 s."""
-    count = 2 if quick else 12
-    before = dict(os.environ)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        nvml = FakeNvml(build(folder), folder / "nvml.txt")
-        nvml.write(T4)
-        for part in ("state", "registry", "configuration"):
-            (folder / part).mkdir()
-        os.environ.pop("EXO_GPU_FAKE", None)
-        os.environ |= {
-            VARIABLE: str(nvml.description),
-            "EXO_GPU_NVML_LIBRARY": nvml.library,
+        library = build(folder)
+        FakeNvml(library, folder / "nvml.txt").write(T4)
+        environ = {
+            **os.environ,
+            VARIABLE: str(folder / "nvml.txt"),
+            "LD_LIBRARY_PATH": str(folder),
+            "EXO_GPU_REGISTRY": str(folder / "registry.json"),
             "EXO_GPU_STATE": str(folder / "state"),
-            "XDG_CACHE_HOME": str(folder / "registry"),
-            "XDG_CONFIG_HOME": str(folder / "configuration"),
         }
-        try:
-            gaps = gaps_between(nvml, count)
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+        done = subprocess.run(
+            [sys.executable, __file__, str(2 if quick else 12)],
+            env=environ,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+    gaps = json.loads(done.stdout)
     value = median(gaps)
     return [
         Result(
-            "slot turnaround, memory back after 0.2 s, s",
+            "slot turnaround, memory back after 0.2 s",
             value,
             MEMORY_BACK_SECONDS,
             "the memory's own return",
@@ -172,30 +178,53 @@ def turnaround(*, quick: bool) -> list[Result]:
     ]
 
 
-def gaps_between(nvml: FakeNvml, count: int) -> list[float]:
+def gaps_between(count: int) -> list[float]:
+    """Seconds without an item after each of so many processes; every item has a fresh one."""
+    pools = gpu.GPUExecutor(memory="4GiB", slots=1, devices=["cuda:0"], fresh=True)
+    seen: list[tuple[int, float]] = []
     exits: dict[int, float] = {}
-    with gpu.GPUExecutor(memory="4GiB", slots=1, devices=["cuda:0"], fresh=True) as executor:
-        begun: list[tuple[int, float]] = []
-        watchers: list[threading.Thread] = []
-        for pid, started in executor.map(hold_memory, range(count + 1), buffersize=1):
-            begun.append((pid, started))
-            nvml.change("0.memory.used", HELD_BYTES)
-            watcher = threading.Thread(target=see_off, args=(pid, exits, nvml))
-            watcher.start()
-            watchers.append(watcher)
-        for watcher in watchers:
-            watcher.join()
-    pairs = zip(begun, begun[1:], strict=False)
-    return [started - exits[pid] for (pid, _), (_, started) in pairs]
+    watchers: list[threading.Thread] = []
+    with pools as executor:
+        for pid, started in executor.map(hold_memory, range(count + 1), chunksize=1):
+            seen.append((pid, started))
+            watchers.append(threading.Thread(target=see_off, args=(pid, exits)))
+            watchers[-1].start()
+    for watcher in watchers:
+        watcher.join()
+    return [started - exits[pid] for (pid, _), (_, started) in itertools.pairwise(seen)]
 
 
 def hold_memory(_: int) -> tuple[int, float]:
-    return os.getpid(), time.time()
+    """Take memory, as far as the driver can tell, and go on holding it until the end."""
+    started = time.time()
+    set_used(HELD_BYTES)
+    time.sleep(0.05)
+    return os.getpid(), started
 
 
-def see_off(pid: int, exits: dict[int, float], nvml: FakeNvml) -> None:
-    while Path(f"/proc/{pid}").exists() and "\tZ" not in Path(f"/proc/{pid}/status").read_text():
+def see_off(pid: int, exits: dict[int, float]) -> None:
+    while is_alive(pid):
         time.sleep(0.0005)
     exits[pid] = time.time()
     time.sleep(MEMORY_BACK_SECONDS)
-    nvml.change("0.memory.used", 0)
+    set_used(0)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def set_used(count: int) -> None:
+    """What the fake library says is used, from any process."""
+    path = Path(os.environ[VARIABLE])
+    lines = [one for one in path.read_text().splitlines() if ".memory.used" not in one]
+    fresh = path.with_suffix(f".{os.getpid()}")
+    fresh.write_text("\n".join([*lines, f"0.memory.used={count}", ""]))
+    fresh.replace(path)
+
+
+if __name__ == "__main__":
+    print(json.dumps(gaps_between(int(sys.argv[1]))))

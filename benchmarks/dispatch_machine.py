@@ -63,7 +63,8 @@ def peer_version(package: str) -> str:
 def parallel_version() -> str:
     """Of GNU parallel, by its program."""
     program = shutil.which("parallel")
-    done = program and subprocess.run([program, "--version"], capture_output=True, text=True)
+    words = [program or "", "--version"]
+    done = program and subprocess.run(words, capture_output=True, text=True, check=False)
     if not done or "GNU parallel" not in done.stdout:
         sys.exit("the peer GNU parallel is missing: install Debian's package 'parallel'")
     return done.stdout.split("\n", 1)[0].split()[-1]

@@ -1,12 +1,15 @@
-"""How many empty tasks a second, how fast large arrays travel, and how soon a first result comes."""
+"""How many empty tasks a second, how fast large arrays travel, how soon a first result comes."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +60,11 @@ def medians(runs: int, ways: dict[str, Callable[[], float]]) -> dict[str, float]
 
 
 def tasks(*, quick: bool) -> list[Result]:
+    with two_cards():
+        return measured_tasks(quick=quick)
+
+
+def measured_tasks(*, quick: bool) -> list[Result]:
     """Empty tasks through every pool, on two workers each, all warm."""
     import ray
     from joblib import Parallel, delayed
@@ -64,31 +72,32 @@ def tasks(*, quick: bool) -> list[Result]:
     runs, many, few = (1, 2000, 200) if quick else (5, 300_000, 3000)
     start_ray()
     nothing = ray.remote(abs_of)
-    with two_cards(), gpu.GPUExecutor() as ours, ProcessPoolExecutor(SLOTS) as pool:
-        with Parallel(n_jobs=SLOTS) as jobs:
-            ways = {
-                "map": lambda: rate(many, lambda: list(ours.map(abs, range(many)))),
-                "joblib": lambda: rate(many, lambda: jobs(delayed(abs)(n) for n in range(many))),
-                "pool map": lambda: rate(few, lambda: list(pool.map(abs, range(few)))),
-                "ray": lambda: rate(few, lambda: ray.get([nothing.remote(n) for n in range(few)])),
-                "submit": lambda: rate(few, lambda: results(ours, few)),
-                "pool submit": lambda: rate(few, lambda: results(pool, few)),
-            }
-            for way in ways.values():  # the first warms up
-                way()
-            found = medians(runs, ways)
+    pools = (gpu.GPUExecutor(), ProcessPoolExecutor(SLOTS), Parallel(n_jobs=SLOTS))
+    with pools[0] as ours, pools[1] as pool, pools[2] as jobs:
+        ways = {
+            "map": lambda: rate(many, lambda: list(ours.map(abs, range(many)))),
+            "joblib": lambda: rate(many, lambda: jobs(delayed(abs)(n) for n in range(many))),
+            "pool map": lambda: rate(few, lambda: list(pool.map(abs, range(few)))),
+            "ray": lambda: rate(few, lambda: ray.get([nothing.remote(n) for n in range(few)])),
+            "submit": lambda: rate(few, lambda: results(ours, few)),
+            "pool submit": lambda: rate(few, lambda: results(pool, few)),
+        }
+        for way in ways.values():  # the first warms up
+            way()
+        found = medians(runs, ways)
     ray.shutdown()
 
-    def row(metric: str, ours: str, peer: str, name: str, number: str, target: float) -> Result:
+    def row(metric: str, ours: str, peer: str, named: tuple[str, str], target: float) -> Result:
+        name, number = named
         value = found[ours] / found[peer]
         return Result(metric, found[ours], found[peer], name, number, value, target, "higher", runs)
 
     pool_name = "ProcessPoolExecutor"
     return [
-        row("empty tasks by map, a second", "map", "joblib", "joblib", peer_version("joblib"), 1),
-        row("map, chunksize 1 beside", "map", "pool map", f"{pool_name}.map", PYTHON, 10),
-        row("map, Ray tasks beside", "map", "ray", "ray", peer_version("ray"), 100),
-        row("empty tasks by submit, a second", "submit", "pool submit", pool_name, PYTHON, 1),
+        row("empty tasks by map, a second", "map", "joblib", ("joblib", peer_version("joblib")), 1),
+        row("map, chunksize 1 beside", "map", "pool map", (f"{pool_name}.map", PYTHON), 10),
+        row("map, Ray tasks beside", "map", "ray", ("ray", peer_version("ray")), 100),
+        row("empty tasks by submit, a second", "submit", "pool submit", (pool_name, PYTHON), 1),
     ]
 
 
@@ -146,15 +155,22 @@ def first_result(*, quick: bool) -> list[Result]:
     """Seconds to the first result of a cold pool; the registry of devices is warm."""
     runs = 1 if quick else 9
 
+    # Both are measured with their byte code written, as an installed package has it.
+    folder = tempfile.TemporaryDirectory()
+    environ = {**os.environ, "PYTHONPYCACHEPREFIX": folder.name}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
     def cold(words: dict[str, str]) -> float:
-        script = COLD.format(**words)
+        script = Path(folder.name, "cold.py")
+        script.write_text(COLD.format(**words))
         done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+            [sys.executable, script], capture_output=True, text=True, check=True, env=environ
         )
         return float(done.stdout)
 
-    cold(OURS)
+    cold(OURS), cold(SPAWNED)
     found = medians(runs, {"ours": lambda: cold(OURS), "pool": lambda: cold(SPAWNED)})
+    folder.cleanup()
     value = found["ours"] / found["pool"]
     name = "ProcessPoolExecutor, spawn"
     return [

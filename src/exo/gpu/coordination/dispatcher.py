@@ -42,6 +42,7 @@ from exo.gpu.vocabulary.job import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from exo.gpu.coordination.cargo import Slot
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.request import Request
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["Dispatcher", "Function", "Job"]
 
-Entries = list[Job] | list[MapRun]
+Entries = list[Job | MapRun]
 
 
 class _Close(msgspec.Struct, frozen=True):

@@ -59,8 +59,8 @@ class GPUExecutor(Executor):
     :attr:`left_out` and in the log. ``memory`` is what one worker needs in total, as ``"2GiB"``
     or bytes; ``slots`` is how many workers a device gets, by default what the device states.
     ``initializer`` is called once in each worker. ``node`` is a node to share, which then stays
-    open at shutdown. ``policy`` names the policy that scores the devices. With ``wait`` (``"30m"`` or seconds) the first device is waited for in the
-    line, so long.
+    open at shutdown. ``policy`` names the policy that scores the devices. With ``wait``
+    (``"30m"`` or seconds) the first device is waited for in the line, so long.
 
     ``deadline`` (``"10m"`` or seconds) is how long each item may run. ``retries`` is how many
     further tries an item gets that failed by itself, where ``retry_on`` is given only after these
@@ -227,7 +227,9 @@ class GPUExecutor(Executor):
         if not iterables:
             raise InvalidValue("iterables", iterables, "at least one to take items from")
         mailbox = Mailbox()
-        run = self._run(fn, iterables, mailbox, chunk=chunksize, buffersize=buffersize)
+        run = self._run(
+            self._function(fn), iterables, mailbox, chunk=chunksize, buffersize=buffersize
+        )
         results: MapResults[Result] = MapResults(run, mailbox, timeout)
         run.pull()
         self._dispatcher.add([run])
@@ -243,7 +245,7 @@ class GPUExecutor(Executor):
         """
         check_whole("buffersize", buffersize, low=1, optional=True)
         mailbox = Mailbox()
-        run = self._run(fn, (items,), mailbox, buffersize=buffersize)
+        run = self._run(self._function(fn), (items,), mailbox, buffersize=buffersize)
         run.pull()
         self._dispatcher.add([run])
         return StreamedResults([run], mailbox)
@@ -355,18 +357,18 @@ class GPUExecutor(Executor):
             raise ExecutorClosed("this executor was shut down: it takes no more work")
 
     def _function(self, fn: Callable[..., Any]) -> Function:
+        self._check_open()
         return Function(next(self._functions), dump_function(fn))
 
     def _run(
         self,
-        fn: Callable[..., Any] | Function,
+        function: Function,
         iterables: Sequence[Iterable[Any]],
         mailbox: Mailbox,
         **options: Any,
     ) -> MapRun:
-        self._check_open()
         run = MapRun(
-            fn if isinstance(fn, Function) else self._function(fn),
+            function,
             items_of(iterables),
             is_single=len(iterables) == 1,
             wake=self._dispatcher.nudge,

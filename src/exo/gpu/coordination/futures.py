@@ -1,4 +1,4 @@
-"""The future of one item: a standard one that knows its tries, and can be cancelled while it runs."""
+"""The future of one item: a standard one that knows its tries and can be cancelled at any time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class GPUFuture(Future[Result]):
                 return False
             self._state = "CANCELLED"
         self.set_running_or_notify_cancel()
-        self._invoke_callbacks()
+        # What is cancelled while it runs ends here and now; typeshed leaves this method out.
+        self._invoke_callbacks()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
         if self._dispatcher is not None:
             self._dispatcher.cancel(self._item)
         return True

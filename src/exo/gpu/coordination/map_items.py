@@ -79,7 +79,7 @@ class IteratorItems:
         taken: list[Any] = []
         try:
             for item in islice(self._iterator, count):
-                taken.append(item)
+                taken.append(item)  # noqa: PERF402 - what came before an error is kept
         except Exception as error:  # noqa: BLE001 - the reader of the results is told
             self.error = error
         self._over = len(taken) < count

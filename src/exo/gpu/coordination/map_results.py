@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
@@ -104,7 +105,8 @@ class Results(Iterator[Result], AsyncIterator[Result]):
         return any(run.needs_reader() for run in self._runs)
 
     def _pull(self) -> bool:
-        return any([run.pull() for run in self._runs])
+        pulled = [run.pull() for run in self._runs]  # each of them, not only the first
+        return any(pulled)
 
     def _drop(self) -> None:
         for run in self._runs:
@@ -155,14 +157,14 @@ class MapResults(Results[Result]):
         return not self._mailbox.ended and self._run.is_over(self._index)
 
 
-class StreamedResults(Results["Done[Any]"]):
+class StreamedResults(Results[Done[Result]], Generic[Result]):
     """Results of maps as they end, each with where and when; each can be read once."""
 
     def __init__(self, runs: list[MapRun], mailbox: Mailbox) -> None:
         super().__init__(runs, mailbox, None)
         self._counts = dict.fromkeys(runs, 0)
 
-    def _next_row(self) -> Iterable[Done[Any]] | None:
+    def _next_row(self) -> Iterable[Done[Result]] | None:
         if self._mailbox.ended:
             ended = self._mailbox.ended.popleft()
             self._counts[ended.run] += ended.count
@@ -242,7 +244,5 @@ def _setter(event: anyio.Event) -> Callable[[], None]:
 def _unless_over(
     soon: Callable[[Callable[[], object]], object], event: anyio.Event, over: type[Exception]
 ) -> None:
-    try:
+    with suppress(over):  # the loop has ended, and with it whoever waited
         soon(event.set)
-    except over:
-        pass  # the loop has ended, and with it whoever waited

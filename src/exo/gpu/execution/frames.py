@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from exo.gpu.execution import segments
 
@@ -69,7 +69,9 @@ def send_frame(
         OSError: when the other side is gone.
 
     """
-    pieces = [blob if isinstance(blob, tuple) else (blob,) for blob in blobs]
+    pieces: list[tuple[Any, ...]] = [
+        cast("tuple[Any, ...]", blob) if isinstance(blob, tuple) else (blob,) for blob in blobs
+    ]
     sizes = [sum(map(segments.size_of, blob)) for blob in pieces]
     segment = segments.write(pieces, sizes) if blobs else None
     header = _HEADER.pack(kind, segment is not None, len(sizes), len(payload))

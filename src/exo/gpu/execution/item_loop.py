@@ -86,7 +86,7 @@ class ItemLoop:
                     raise KeyboardInterrupt("cancelled")
                 result = function(item() if make else item)
                 desk.place = -1
-                kind = type(result)
+                kind: type[Any] = type(result)  # pyright: ignore[reportUnknownVariableType]
                 if kind not in PLAIN_TYPES or (kind is str and len(result) > _SHORT_CHARACTERS):
                     # At once: the next item may change what it refers to.
                     result = self._pack_result(result)

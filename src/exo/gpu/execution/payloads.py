@@ -55,7 +55,7 @@ def dump_parcel(value: object, what: str) -> Parcel:
         raise NotTransferable(f"{what} cannot be sent to a worker: {problem}") from problem
 
 
-def _by_value_pickler(file: Any, **options: Any) -> pickle.Pickler:
+def _by_value_pickler(file: Any, **options: Any) -> Any:
     import cloudpickle
 
     pickler = cloudpickle.Pickler(file, **options)

@@ -71,7 +71,8 @@ def read(descriptors: Sequence[int], sizes: Sequence[int]) -> list[memoryview]:
     """
     if len(descriptors) != 1:
         raise OSError("the memory that goes with a frame did not arrive: too many open files?")
-    starts, end = [], 0
+    starts: list[int] = []
+    end = 0
     for size in sizes:
         starts.append(end)
         end += size + -size % ALIGNMENT_BYTES

@@ -1,4 +1,4 @@
-"""Pieces of work and runs of results as one value: items are taken apart only where they must be."""
+"""Runs of results and pieces of work as one value: taken apart only where they must be."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ class Successes(Sequence[Outcome]):
         """What one item's result is made from."""
         if self.batch.plain is None:
             return self.batch.parcels[place]
-        if self._values is None:
-            self._values = pickle.loads(self.batch.plain)
-        return pickle.dumps(self._values[place], 5)
+        values = self._values = self._values or pickle.loads(self.batch.plain)
+        return pickle.dumps(values[place], 5)
 
     @overload
     def __getitem__(self, place: int) -> Outcome: ...

@@ -424,7 +424,6 @@ class RunnerSupervisor:
                 self._back_off(number - 1)
             if self._stop_asked.is_set():
                 return False
-            self._settle_memory()
             problem = self._start_once(self._setup) or ""
             if not problem:
                 return True
@@ -449,6 +448,8 @@ class RunnerSupervisor:
             return f"no worker starts: {error}"
         with self._lock:
             self._runner = runner
+        # It comes up while the memory of the one before comes back, and touches no device yet.
+        self._settle_memory()
         self._used, self._taken = True, 0
         process = RunnerProcess(runner, None)
         limits = msgspec.structs.replace(self._limits, acknowledgement_seconds=math.inf)

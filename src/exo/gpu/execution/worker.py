@@ -69,18 +69,15 @@ def main(descriptor: int, second: int, parent: int) -> int:
             while len(functions) > FUNCTIONS_KEPT:
                 functions.popitem(last=False)
         else:
-            desk.work, number, is_single, flat, stream_credits = pickle.loads(payload)
-            if number is not None:
-                functions.move_to_end(number)
-            function = functions[number] if number is not None else _apply
-            if not is_single and number is not None:
-                function = _spreading(function)
+            work, number, is_single, flat, stream_credits = pickle.loads(payload)
+            desk.work = work
+            function = _function_of(number, functions, is_single=is_single)
             if stream_credits:
                 send_frame(stream, Frame.ACKNOWLEDGED, b"")
                 function = _streaming(function, desk, stream, stream_credits)
             batch = raise_up(flat, iter(blobs))
             frame = payload = blobs = flat = None  # the items alone hold their memory
-            loop.run(desk.work, function, batch, desk)
+            loop.run(work, function, batch, desk)
             batch = None
             desk.close()
             if prints_aside:
@@ -240,6 +237,16 @@ def _load_function(batch: Batch) -> Callable[..., Any]:
             raise problem
 
         return refuse
+
+
+def _function_of(
+    number: int | None, functions: OrderedDict[int, Callable[..., Any]], *, is_single: bool
+) -> Callable[[Any], Any]:
+    """What is called with each item of a work; without a number, items bring their own."""
+    if number is None:
+        return _apply
+    functions.move_to_end(number)
+    return functions[number] if is_single else _spreading(functions[number])
 
 
 def _spreading(function: Callable[..., Any]) -> Callable[..., Any]:
