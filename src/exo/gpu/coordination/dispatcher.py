@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -91,8 +91,12 @@ class Dispatcher:
         on_output: Callable[[SlotOutput], None] | None = None,
         on_retry: Callable[[Job, str], None] | None = None,
         on_device_lost: Callable[[GPUDevice, str], None] | None = None,
+        pool: SlotPool | None = None,
+        inbox: queue.SimpleQueue[Any] | None = None,
     ) -> None:
         """Take the leases and start the slots; with ``own_node`` the node is closed at the end.
+
+        A ``pool`` that was opened already, with the ``inbox`` as its sink, is taken over.
 
         ``retry`` says what is tried again; by default deaths, ``max_attempts`` times in all, and
         items that ran out of memory. ``on_retry`` hears in words of each item that is,
@@ -104,7 +108,7 @@ class Dispatcher:
         retry = retry or RetryPolicy(max_attempts=max_attempts)
         self._scheduler = PullScheduler(max_attempts=retry.max_attempts)
         self._inbox: queue.SimpleQueue[Entries | SlotEvent | _Close | _Cancel | _Nudge] = (
-            queue.SimpleQueue()
+            inbox or queue.SimpleQueue()
         )
         self._endings = Endings(
             node,
@@ -124,7 +128,7 @@ class Dispatcher:
         self.started = threading.Event()
         """Set once every slot is ready or given up."""
         try:
-            self._pool = SlotPool(
+            self._pool = pool or SlotPool(
                 node,
                 request,
                 setup=setup,

@@ -6,17 +6,18 @@ import atexit
 import concurrent.futures
 import itertools
 import logging
+import queue
 import sys
 import weakref
 from concurrent.futures import CancelledError, Executor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from exo.gpu.coordination.cargo import Function, Job
-from exo.gpu.coordination.dispatcher import Dispatcher
 from exo.gpu.coordination.futures import GPUFuture, settler
 from exo.gpu.coordination.map_items import items_of
 from exo.gpu.coordination.map_results import Done, MapResults, StreamedResults
 from exo.gpu.coordination.map_run import Mailbox, MapRun
+from exo.gpu.coordination.slot_pool import SlotPool
 from exo.gpu.coordination.slots import request_of
 from exo.gpu.execution.payloads import dump, dump_function, dump_parcel
 from exo.gpu.nodes.local import LocalNode
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
+    from exo.gpu.coordination.dispatcher import Dispatcher
     from exo.gpu.coordination.streaming import ChunkStream
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.decision import Refusal
@@ -118,16 +120,33 @@ class GPUExecutor(Executor):
             initializer=dump((initializer, initargs), "the initializer") if initializer else None,
             max_tasks_per_worker=1 if fresh else max_tasks_per_worker,
         )
+        home, inbox = node or LocalNode(), queue.SimpleQueue[Any]()
+        try:
+            pool = SlotPool(
+                home,
+                request,
+                setup=setup,
+                sink=inbox.put,
+                slots=slots,
+                wait_seconds=None if wait is None else parse_duration(wait, "wait"),
+                on_output=on_output,
+            )
+        except BaseException:
+            if node is None:
+                home.close()
+            raise
+        # Loaded while the workers come up.
+        from exo.gpu.coordination.dispatcher import Dispatcher
+
         self._dispatcher = Dispatcher(
-            node or LocalNode(),
+            home,
             request,
             setup=setup,
-            slots=slots,
             retry=retry,
             own_node=node is None,
-            wait_seconds=None if wait is None else parse_duration(wait, "wait"),
-            on_output=on_output,
             on_device_lost=on_device_lost,
+            pool=pool,
+            inbox=inbox,
         )
         self._functions = itertools.count()
         self._maps: weakref.WeakSet[MapRun] = weakref.WeakSet()

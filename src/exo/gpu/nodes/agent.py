@@ -23,7 +23,6 @@ from exo.gpu.execution.state_directory import StorePlace, choose_place
 from exo.gpu.nodes.leasing import Eyes, LeaseDesk
 from exo.gpu.nodes.process_lists import ProcessLists
 from exo.gpu.nodes.slot_keeper import SlotKeeper
-from exo.gpu.nodes.watching import NodeWatch
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health import assess
 from exo.gpu.telemetry.probe_cache import ProbeCache, cache_path
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from exo.gpu.backend import DeviceProcess
     from exo.gpu.nodes.leasing import OnWait
     from exo.gpu.nodes.transport import Grant
-    from exo.gpu.nodes.watching import NodeEvent
+    from exo.gpu.nodes.watching import NodeEvent, NodeWatch
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.health import Cordon, Health
     from exo.gpu.vocabulary.job import SlotEvent, SlotOutput, SlotSetup
@@ -113,6 +112,8 @@ class NodeAgent:
             InvalidValue: for a cadence that is too short or a history below 1.
 
         """
+        from exo.gpu.nodes.watching import NodeWatch
+
         assert self._watch is None, "one watch at a time"
         report = self.inventory()
         collector = TelemetryCollector(max_history)
