@@ -99,9 +99,8 @@ def retry_names(retry_on: Iterable[Any]) -> tuple[str, ...]:
         elif isinstance(one, (int, str)) and one != "" and not isinstance(one, bool):
             names.append(str(one))
         else:
-            raise InvalidValue(
-                "retry_on", repr(one), "an exception class, a cause or an exit status"
-            )
+            asked = "an exception class, a cause or an exit status"
+            raise InvalidValue("retry_on", f"{one!r}", asked)
     return tuple(names)
 
 
