@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from exo.gpu.coordination.cargo import Function, Job, Numbers
+from exo.gpu.coordination.cargo import Numbers
 from exo.gpu.coordination.endings import Endings
 from exo.gpu.coordination.feeding import Feeder
+from exo.gpu.coordination.items import Job
 from exo.gpu.coordination.map_run import MapRun
-from exo.gpu.coordination.picky_jobs import PickyJobs, SlotView
-from exo.gpu.coordination.slot_pool import SlotPool
+from exo.gpu.coordination.open_slots import OpenSlots
+from exo.gpu.coordination.picky_jobs import PickyJobs
 from exo.gpu.coordination.tries import Tries
 from exo.gpu.execution.successes import Successes
 from exo.gpu.scheduling.retry import RetryPolicy
@@ -42,15 +43,13 @@ from exo.gpu.vocabulary.job import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from exo.gpu.coordination.cargo import Slot
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.request import Request
 
 logger = logging.getLogger(__name__)
 
-
-__all__ = ["Dispatcher", "Function", "Job"]
+__all__ = ["Dispatcher", "Job"]
 
 Entries = list[Job | MapRun]
 
@@ -91,7 +90,7 @@ class Dispatcher:
         on_output: Callable[[SlotOutput], None] | None = None,
         on_retry: Callable[[Job, str], None] | None = None,
         on_device_lost: Callable[[GPUDevice, str], None] | None = None,
-        pool: SlotPool | None = None,
+        pool: OpenSlots | None = None,
         inbox: queue.SimpleQueue[Any] | None = None,
     ) -> None:
         """Take the leases and start the slots; with ``own_node`` the node is closed at the end.
@@ -128,25 +127,18 @@ class Dispatcher:
         self.started = threading.Event()
         """Set once every slot is ready or given up."""
         try:
-            self._pool = pool or SlotPool(
-                node,
-                request,
-                setup=setup,
-                sink=self._inbox.put,
-                slots=slots,
-                wait_seconds=wait_seconds,
-                on_output=on_output,
-            )
+            self._pool = pool or OpenSlots(node, setup, self._inbox.put, on_output)
+            if pool is None:
+                self._pool.open_all(request, slots, wait_seconds)
         except BaseException:
             if own_node:
                 node.close()
             raise
         self.left_out = self._pool.left_out
-        self._slots = self._pool.slots
+        self._slots = self._pool.live
         self._feeder = Feeder(node, self._scheduler, self._wants, self.numbers, self._slots)
         self._sent = self._feeder.jobs
-        words = (self._endings, self._pool, self._feeder, self._scheduler, self._picky)
-        self._tries = Tries(*words)
+        self._tries = Tries(self._endings, self._pool, self._feeder, self._scheduler, self._picky)
         self._starting = set(self._slots)
         self.lanes = tuple((number, slot.device) for number, slot in self._slots.items())
         """(slot number, device) of every slot, in the order of preference."""
@@ -157,7 +149,7 @@ class Dispatcher:
     @property
     def problem(self) -> str:
         """Why slots were given up, or nothing."""
-        return self._problem
+        return self._problem or self._tries.problem
 
     def add(self, entries: Sequence[Job] | Sequence[MapRun]) -> None:
         """Queue jobs or maps behind those that wait; returns at once.
@@ -198,12 +190,12 @@ class Dispatcher:
                     self._handle(self._inbox.get(timeout=self._look_seconds()))
                 while not self._inbox.empty():
                     self._handle(self._inbox.get())
-                self._feed()
-                self._feeder.take_over()
                 if self._picky.jobs or self._picky.retired or self._pool.retiring:
                     self._make_room()
+                self._feed()
+                self._feeder.take_over()
             kill = self._closing is not None and self._closing.kill
-            self._node.close_slots(tuple(self._slots), kill=kill)
+            self._pool.close(kill=kill)
         except BaseException as error:
             self._failure = error
             raise
@@ -346,19 +338,19 @@ class Dispatcher:
             # Of what it was at, some may have been reported; what was to come never began.
             first = number + 1 == len(slot.works)
             self._feeder.recalled(sent, event.unfinished if first else sent.items)
-        self._pool.close(event.slot_id)
+        self._pool.drop(event.slot_id)
         self._starting.discard(event.slot_id)
         if not self._starting:
             self.started.set()
         self._feeder.unbind(device.device_id)
         if not self._slots and not self._picky.jobs:
-            self._end_all(f"no worker is left: {self._problem}")
+            self._end_all(f"no worker is left: {self.problem}")
 
     def _feed(self) -> None:
         if self._closing is not None and self._closing.kill:
             return
         if not self._slots and not (self._picky.jobs or self._picky.retired):
-            self._end_all(f"no worker is left: {self._problem}")
+            self._end_all(f"no worker is left: {self.problem}")
         for slot in self._slots.values():
             while self._picky.jobs and not slot.busy and not slot.retiring:
                 picky = self._picky.take(slot.device.device_id, slot.memory_bytes)
@@ -378,30 +370,13 @@ class Dispatcher:
 
     def _make_room(self) -> None:
         """For items that no slot can take: a lease of their size, in place of smaller ones."""
-        for slot in self._pool.without_work():
-            self._close_slot(slot)
-        views = [
-            SlotView(slot.device.device_id, slot.memory_bytes, slot.busy, slot.retiring, slot.extra)
-            for slot in self._slots.values()
-        ]
         work_left = bool(self._scheduler.waiting or self._feeder.has_more)
-        look = self._picky.look(views, self.devices[0].runtime, work_left=work_left)
-        for device_id in look.retire:
-            self._pool.retire(device_id)
-        if look.hopeless is not None:
-            self._tries.give_up(look.hopeless, look.why)
-        for opening in look.open:
-            words = (opening.lease_id, opening.device, opening.memory_bytes)
-            self._pool.open(*words, extra=opening.extra)
-        if look.close_extra:
-            self._pool.retire_extra()
-
-    def _close_slot(self, slot: Slot) -> None:
-        self._pool.close(slot.number)
-        self._scheduler.close_slot(slot.number)
-        if not slot.extra and slot.device.device_id not in self._endings.lost:
-            self._picky.retired.append(slot.device.device_id)
-        self._feeder.unbind(slot.device.device_id)
+        changes = self._pool.make_room(self._picky, self._endings.lost, work_left=work_left)
+        for slot in changes.closed:
+            self._scheduler.close_slot(slot.number)
+            self._feeder.unbind(slot.device.device_id)
+        if changes.hopeless is not None:
+            self._tries.give_up(changes.hopeless, changes.why)
 
     def _end_all(self, reason: str) -> None:
         now = time.time()

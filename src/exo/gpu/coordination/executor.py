@@ -5,20 +5,19 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import itertools
-import logging
 import queue
 import sys
 import weakref
 from concurrent.futures import CancelledError, Executor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from exo.gpu.coordination.cargo import Function, Job
 from exo.gpu.coordination.futures import GPUFuture, settler
+from exo.gpu.coordination.items import Function, Job
 from exo.gpu.coordination.map_items import items_of
 from exo.gpu.coordination.map_results import Done, MapResults, StreamedResults
 from exo.gpu.coordination.map_run import Mailbox, MapRun
-from exo.gpu.coordination.slot_pool import SlotPool
-from exo.gpu.coordination.slots import request_of
+from exo.gpu.coordination.open_slots import OpenSlots
+from exo.gpu.coordination.slots import request_of, tell_left_out
 from exo.gpu.execution.payloads import dump, dump_function, dump_parcel
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.scheduling.retry import RetryPolicy, retry_names
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.job import SlotOutput
 
 __all__ = ["Done", "GPUExecutor", "GPUFuture", "map_items"]
-
-logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -122,15 +119,9 @@ class GPUExecutor(Executor):
         )
         home, inbox = node or LocalNode(), queue.SimpleQueue[Any]()
         try:
-            pool = SlotPool(
-                home,
-                request,
-                setup=setup,
-                sink=inbox.put,
-                slots=slots,
-                wait_seconds=None if wait is None else parse_duration(wait, "wait"),
-                on_output=on_output,
-            )
+            pool = OpenSlots(home, setup, inbox.put, on_output)
+            wait_seconds = None if wait is None else parse_duration(wait, "wait")
+            pool.open_all(request, slots, wait_seconds)
         except BaseException:
             if node is None:
                 home.close()
@@ -155,11 +146,7 @@ class GPUExecutor(Executor):
         # Forgotten or at the program's end: what was submitted is done, then the workers end.
         weakref.finalize(self, _let_go, self._dispatcher).atexit = False
         atexit.register(self._dispatcher.close)
-        used = ", ".join(device.device_id for device in self.devices)
-        for refusal in self.left_out:
-            # That the host rests beside a GPU is no surprise; that a card does is.
-            level = logging.INFO if refusal.rule == "class" else logging.WARNING
-            logger.log(level, "using %s; left out %s: %s", used, refusal.device_id, refusal.reason)
+        tell_left_out(self.devices, self.left_out)
 
     @property
     def devices(self) -> tuple[GPUDevice, ...]:
@@ -198,9 +185,9 @@ class GPUExecutor(Executor):
         """
         self._check_open()
         future: GPUFuture[Result] = GPUFuture()
-        name = getattr(fn, "__qualname__", fn)
+        name = getattr(fn, "__qualname__", None)
         try:
-            payload = dump_parcel((fn, args, kwargs), f"the call of {name!r}")
+            payload = dump_parcel((fn, args, kwargs), f"the call of {name or fn!r}")
         except NotTransferable as error:
             future.set_running_or_notify_cancel()
             future.set_exception(error)
@@ -213,7 +200,7 @@ class GPUExecutor(Executor):
             begin=future.set_running_or_notify_cancel,
             end=settler(future),
             payload=payload,
-            kind=name if isinstance(name, str) else None,
+            kind=name,
             deadline_seconds=self._deadline_seconds,
         )
         self._dispatcher.add([job])
@@ -294,11 +281,14 @@ class GPUExecutor(Executor):
         self._check_open()
         stream: ChunkStream[Result] = ChunkStream()
         item = self._dispatcher.numbers.take()
+        empty: dict[str, Any] = {}
         job = Job(
             item=item,
             begin=lambda: True,
             end=stream.end,
-            payload=dump_parcel((fn, args, {}), f"the call of {getattr(fn, '__qualname__', fn)!r}"),
+            payload=dump_parcel(
+                (fn, args, empty), f"the call of {getattr(fn, '__qualname__', fn)!r}"
+            ),
             deadline_seconds=self._deadline_seconds,
             on_chunk=stream.chunk,
         )

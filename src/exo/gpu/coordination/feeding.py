@@ -7,7 +7,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from exo.gpu.coordination.cargo import Job, Numbers, Sent, Slot, Span, batch_of
+from exo.gpu.coordination.cargo import Numbers, Sent, Slot, Span, batch_of
+from exo.gpu.coordination.items import Job
 from exo.gpu.coordination.map_run import MapRun
 from exo.gpu.scheduling.scheduler import AHEAD_SECONDS, PullScheduler
 from exo.gpu.vocabulary.job import Work

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from exo.gpu.coordination.cargo import Job
     from exo.gpu.coordination.dispatcher import Dispatcher
+    from exo.gpu.coordination.items import Job
 
 Result = TypeVar("Result")
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from exo.gpu.coordination.cargo import Function, Job, Span
+from exo.gpu.coordination.cargo import Span
+from exo.gpu.coordination.items import Function, Job
 from exo.gpu.execution.packing import pack_all
 from exo.gpu.execution.payloads import dump_parcel, error_of
 from exo.gpu.vocabulary.errors import NotTransferable

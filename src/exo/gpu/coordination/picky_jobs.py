@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from exo.gpu.coordination.items import Job
 from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from exo.gpu.coordination.dispatcher import Job
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.decision import Decision
     from exo.gpu.vocabulary.request import Request
@@ -98,7 +98,9 @@ class PickyJobs:
         if now < self._next_look:
             return Look()
         if unmet:
-            return self._make_room(unmet[0], slots, runtime, now)
+            # What serves the largest serves the others too.
+            largest = max(unmet, key=lambda job: job.memory_bytes or 0)
+            return self._make_room(largest, slots, runtime, now)
         if self.jobs or not self.retired or not work_left:
             return Look()
         if any(slot.extra for slot in open_slots):
@@ -118,6 +120,8 @@ class PickyJobs:
         if any(slot.retiring and slot.device_id in could for slot in slots):
             return Look()
         ours = [slot for slot in slots if slot.device_id in could]
+        if any(slot.extra and self._is_wanted(slot) for slot in ours):
+            return Look()  # first it does what it was opened for
         if ours:
             # One with nothing to do first: closing it costs nobody a wait.
             return Look(retire=(min(ours, key=lambda slot: slot.busy).device_id,))
@@ -126,6 +130,9 @@ class PickyJobs:
             return Look()
         size = format_size(request.memory_bytes)
         return Look(hopeless=job, why=f"{size} could not be had in {PATIENCE_SECONDS:g} s")
+
+    def _is_wanted(self, slot: SlotView) -> bool:
+        return any(_fits(job, slot.device_id, slot.memory_bytes) for job in self.jobs)
 
     def _go_back(self, slots: Sequence[SlotView], now: float) -> Look:
         opened: list[Opening] = []

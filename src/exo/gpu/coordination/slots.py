@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from exo.gpu.nodes.transport import Node
-    from exo.gpu.vocabulary.decision import Decision
+    from exo.gpu.vocabulary.decision import Decision, Refusal
     from exo.gpu.vocabulary.device import GPUDevice
+
+logger = logging.getLogger(__name__)
 
 
 def request_of(
@@ -138,3 +141,11 @@ def _acquire_on(
             return grant.decision
         acquired.append((grant.lease_ids[0], device))
     return None
+
+
+def tell_left_out(used: Iterable[GPUDevice], left_out: Iterable[Refusal]) -> None:
+    """Log what would have done as well: that the host rests beside a GPU is no surprise."""
+    names = ", ".join(device.device_id for device in used)
+    for refusal in left_out:
+        level = logging.INFO if refusal.rule == "class" else logging.WARNING
+        logger.log(level, "using %s; left out %s: %s", names, refusal.device_id, refusal.reason)

@@ -13,7 +13,7 @@ from exo.gpu.vocabulary.job import Attempt, Ending, Outcome, SlotChunk
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from exo.gpu.coordination.dispatcher import Job
+    from exo.gpu.coordination.items import Job
 
 Chunk = TypeVar("Chunk")
 
@@ -32,7 +32,7 @@ class ChunkStream(Generic[Chunk]):
         self._arrived: queue.SimpleQueue[SlotChunk | Outcome] = queue.SimpleQueue()
         self._more: Callable[[int], None] | None = None
         self._cancel: Callable[[], None] | None = None
-        self._wake: Callable[[], None] | None = None
+        self._wake: Callable[[], object] | None = None
         self._lock = threading.Lock()
         self._over = False
 

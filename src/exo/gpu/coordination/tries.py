@@ -10,10 +10,11 @@ from exo.gpu.scheduling.retry import RetryVerdict
 from exo.gpu.vocabulary.job import Attempt, Cause, Ending, Outcome, SlotDied
 
 if TYPE_CHECKING:
-    from exo.gpu.coordination.cargo import Job, Sent, Slot
+    from exo.gpu.coordination.cargo import Sent, Slot
     from exo.gpu.coordination.feeding import Feeder
+    from exo.gpu.coordination.items import Job
+    from exo.gpu.coordination.open_slots import OpenSlots
     from exo.gpu.coordination.picky_jobs import PickyJobs
-    from exo.gpu.coordination.slot_pool import SlotPool
     from exo.gpu.scheduling.scheduler import PullScheduler
 
 
@@ -23,11 +24,13 @@ class Tries:
     def __init__(
         self,
         endings: Endings,
-        pool: SlotPool,
+        pool: OpenSlots,
         feeder: Feeder,
         scheduler: PullScheduler,
         picky: PickyJobs,
     ) -> None:
+        self.problem = ""
+        """Which device was lost, and why."""
         self._endings = endings
         self._pool = pool
         self._jobs = feeder.jobs
@@ -62,6 +65,7 @@ class Tries:
         tried = not job.cancelled and not job.chunks
         verdict = self._endings.judge(job, alone=alone) if tried else NO_RETRY
         if verdict.cordon:
+            self.problem = f"{slot.device.device_id} is lost: {outcome.reason}"
             self._pool.retire(slot.device.device_id)
         if not verdict.again:
             self._jobs.pop(outcome.item)

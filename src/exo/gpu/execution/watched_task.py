@@ -80,7 +80,9 @@ class WatchedTask:
         self._step = 0
         self._step_due = math.inf
         self._acknowledged = False
-        self._pulse_due = now + PULSE_SECONDS
+        self._pulse_seconds = min(PULSE_SECONDS, limits.heartbeat_seconds / 4)
+        self._pulse_due = now + self._pulse_seconds
+        self._measured_at: float | None = None
         self._cpu_seconds: float | None = None
 
     @property
@@ -140,25 +142,28 @@ class WatchedTask:
     def _pulse(self, now: float) -> None:
         if now < self._pulse_due or Cause.UNRESPONSIVE in self.doomed.values():
             return
-        self._pulse_due = now + min(PULSE_SECONDS, self._limits.heartbeat_seconds / 4)
+        self._pulse_due = now + self._pulse_seconds
         answered, with_this = self._process.answers()
         self._acknowledged = self._acknowledged or with_this
         silent_seconds = now - self._heard
         if answered:
-            self._heard, self._cpu_seconds = now, None
+            self._heard, self._measured_at = now, None
+        elif silent_seconds > self._limits.heartbeat_seconds / 2 and self._measured_at is None:
+            self._measured_at, self._cpu_seconds = now, self._process.cpu_seconds()
         elif silent_seconds > self._limits.heartbeat_seconds:
             self._judge_silence(now, silent_seconds)
-        elif silent_seconds > self._limits.heartbeat_seconds / 2 and self._cpu_seconds is None:
-            self._cpu_seconds = self._process.cpu_seconds()
         if not self._acknowledged and now - self._began > self._limits.acknowledgement_seconds:
             seconds = self._limits.acknowledgement_seconds
             self._give_up(now, f"did not take up its work within {seconds:g} s")
 
     def _judge_silence(self, now: float, seconds: float) -> None:
         """One that computes is busy in code that does not let Python run, which is no death."""
+        measured_at = now if self._measured_at is None else self._measured_at
+        if now < measured_at + self._limits.heartbeat_seconds / 2:
+            return
         computed, before = self._process.cpu_seconds(), self._cpu_seconds
         if computed is not None and before is not None and computed > before:
-            self._heard, self._cpu_seconds = now, None
+            self._heard, self._measured_at = now, None
         else:
             self._give_up(now, f"has not answered for {seconds:.0f} s, nor computed")
 

@@ -239,7 +239,9 @@ class NodeAgent:
         device = self._device(self.desk.held[lease_id].lease.device_id)
         backend = self._service.backend_of(device.device_id)
         changes = self.environment((device.device_id,), (lease_id,))
-        return self.slots.open(lease_id, device, backend, changes, setup, sink, on_output)
+        return self.slots.open(
+            lease_id, device, backend, changes, setup=setup, sink=sink, on_output=on_output
+        )
 
     def environment(
         self, device_ids: tuple[str, ...], lease_ids: tuple[str, ...] = ()

@@ -35,7 +35,7 @@ READ_SECONDS = 2.0
 def memory_return(
     lease: Lease,
     device: GPUDevice,
-    backend: GPUBackend,
+    backend: GPUBackend | None,
     leases: Callable[[], tuple[Lease, ...]],
 ) -> Callable[[Callable[[], bool]], None] | None:
     """What waits for the memory of a slot's last process; None where nobody could tell.

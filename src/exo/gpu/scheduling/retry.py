@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -83,7 +83,7 @@ class RetryVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """It is sent by itself, so that it takes nobody down."""
 
 
-def retry_names(retry_on: Iterable[object]) -> tuple[str, ...]:
+def retry_names(retry_on: Iterable[Any]) -> tuple[str, ...]:
     """Exception classes, causes and exit statuses as the texts of :attr:`RetryPolicy.retry_on`.
 
     Raises:
@@ -96,12 +96,11 @@ def retry_names(retry_on: Iterable[object]) -> tuple[str, ...]:
             names.append(f"{one.__module__}.{one.__qualname__}")
         elif isinstance(one, Cause):
             names.append(one.value)
-        elif isinstance(one, int) and not isinstance(one, bool):
+        elif isinstance(one, (int, str)) and one != "" and not isinstance(one, bool):
             names.append(str(one))
-        elif isinstance(one, str) and one:
-            names.append(one)
         else:
-            raise InvalidValue("retry_on", one, "an exception class, a cause or an exit status")
+            asked = "an exception class, a cause or an exit status"
+            raise InvalidValue("retry_on", f"{one!r}", asked)
     return tuple(names)
 
 
@@ -181,7 +180,14 @@ def _elsewhere(
     attempts: Sequence[Attempt], policy: RetryPolicy, rooms: Sequence[Room], again: RetryVerdict
 ) -> RetryVerdict:
     losses = sum(one.cause is Cause.DEVICE_LOST for one in attempts)
-    if all(room.device_id in again.without_devices for room in rooms):
+    need = again.memory_bytes or 0
+    others = [
+        room
+        for room in rooms
+        if room.device_id not in again.without_devices
+        and (room.memory_bytes is None or room.memory_bytes >= need)
+    ]
+    if not others:
         no, reason = True, "there is no other device that it may use"
     else:
         no = not try_again(losses, policy.max_attempts)
