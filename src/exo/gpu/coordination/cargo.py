@@ -6,14 +6,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exo.gpu.coordination.items import Job
 from exo.gpu.execution.payloads import dump_parcel
 from exo.gpu.vocabulary.parcel import Batch, Parcel
 
 if TYPE_CHECKING:
-    from exo.gpu.coordination.map_run import MapRun
+    from exo.gpu.coordination.map_run import Cut, MapRun
+    from exo.gpu.execution.successes import Successes
     from exo.gpu.vocabulary.device import GPUDevice
 
 
@@ -22,15 +23,11 @@ class Span:
 
     __slots__ = ("batch", "items", "places", "run", "values")
 
-    def __init__(
-        self, run: MapRun, items: range, places: Sequence[int], values: Sequence[Any], batch: Batch
-    ) -> None:
-        """``places`` are the items' numbers in the map; ``values`` what the batch was made of."""
+    def __init__(self, run: MapRun, first: int, cut: Cut) -> None:
+        """``first`` is the number of the first item, as the dispatcher counts."""
         self.run = run
-        self.items = items
-        self.places = places
-        self.values = values
-        self.batch = batch
+        self.items = range(first, first + len(cut.places))
+        self.places, self.values, self.batch = cut
 
     def job(self, item: int) -> Job:
         """One of its items, to be judged, sent or ended alone."""
@@ -48,6 +45,11 @@ class Span:
             deadline_seconds=self.run.deadline_seconds,
             begun=True,
         )
+
+    def succeeded(self, run: Successes, lane: tuple[int, str]) -> None:
+        """Items of it, in a row, ended well; ``lane`` is (slot number, device id)."""
+        first = run.items[0] - self.items.start
+        self.run.succeeded(self.places[first : first + len(run)], run, lane)
 
     def give_back(self, items: Sequence[int]) -> None:
         """These items, in a row, never began."""

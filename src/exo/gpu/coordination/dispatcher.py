@@ -64,7 +64,7 @@ class _Cancel(msgspec.Struct, frozen=True):
 
 
 class _Nudge(msgspec.Struct, frozen=True):
-    """Something changed that decides what is sent next."""
+    """What can be sent next has changed."""
 
 
 class Dispatcher:
@@ -171,7 +171,7 @@ class Dispatcher:
         self._inbox.put(_Cancel(item))
 
     def nudge(self) -> None:
-        """Look again at what can be sent: a map has more, or less; returns at once."""
+        """Look again at what can be sent; returns at once."""
         self._inbox.put(_Nudge())
 
     def close(self, *, kill: bool = False, drop: bool = False, wait: bool = True) -> None:
@@ -264,8 +264,7 @@ class Dispatcher:
             return
         sent = slot.works[0]
         if isinstance(outcomes, Successes) and sent.span is not None:
-            lane = (slot.number, slot.device.device_id)
-            sent.span.run.succeeded(sent.span, outcomes.items[0] - sent.items[0], outcomes, lane)
+            sent.span.succeeded(outcomes, (slot.number, slot.device.device_id))
             sent.heard(len(outcomes))
             return
         self._feeder.unfold(sent, [outcome.item for outcome in outcomes])
@@ -276,7 +275,7 @@ class Dispatcher:
     def _items_recalled(self, event: SlotRecalled) -> None:
         slot = self._slots.get(event.slot_id)
         for sent in slot.works if slot is not None else ():
-            if slot is not None and sent.work_id == event.work_id:
+            if sent.work_id == event.work_id:
                 self._feeder.recalled(sent, event.items)
 
     def _slot_idle(self, event: SlotIdle) -> None:

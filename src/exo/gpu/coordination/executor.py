@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.job import SlotOutput
 
-__all__ = ["Done", "GPUExecutor", "GPUFuture", "map_items"]
+__all__ = ["Done", "GPUExecutor", "GPUFuture"]
 
 Result = TypeVar("Result")
 
@@ -393,23 +393,3 @@ class GPUExecutor(Executor):
 def _let_go(dispatcher: Dispatcher) -> None:
     atexit.unregister(dispatcher.close)
     dispatcher.close(wait=False)
-
-
-def map_items(
-    function: Callable[..., Result],
-    *iterables: Iterable[Any],
-    memory: str | int | None = None,
-    **options: Any,
-) -> list[Result]:
-    """Results of a function over items, in order, computed on the devices that suit it.
-
-    ``options`` are those of :class:`GPUExecutor`; ``memory`` is what one worker needs.
-
-    Raises:
-        NeverAvailable: when no device here can ever satisfy it.
-        NotNow: when one could, but not at the moment.
-        Exception: whatever ``function`` raised first, in the order of the items.
-
-    """
-    with GPUExecutor(memory=memory, **options) as executor:
-        return list(executor.map(function, *iterables))

@@ -146,9 +146,10 @@ class Feeder:
                 if isinstance(entry, Job):
                     return self._send_first_jobs(queue, slot)
                 limit = self._scheduler.take(slot.number, entry.rest, entry.function.number).fresh
-                span = entry.cut(limit, slot.number, self._numbers.take) if limit else None
-                if span is not None:
-                    self._send_span(slot, span)
+                cut = entry.cut(limit, slot.number) if limit else None
+                if cut is not None:
+                    first = self._numbers.take(len(cut.places))
+                    self._send_span(slot, Span(entry, first, cut))
                     return True
                 queue.popleft()
                 if entry.is_spent:

@@ -6,11 +6,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from exo.gpu.coordination.cargo import Span
 from exo.gpu.coordination.items import Function, Job
 from exo.gpu.execution.packing import pack_all
 from exo.gpu.execution.payloads import dump_parcel, error_of
@@ -50,6 +49,14 @@ class Ended(msgspec.Struct, frozen=True):
     """Of the first item in ``successes``."""
     outcome: Outcome | None = None
     """Of one that was sent alone."""
+
+
+class Cut(NamedTuple):
+    """Items that were taken to be sent: their numbers in the map, and what they are."""
+
+    places: Sequence[int]
+    values: Sequence[Any]
+    batch: Batch
 
 
 class Mailbox:
@@ -150,11 +157,8 @@ class MapRun:
         """Whether more can be cut only after its reader has asked for results."""
         return self._hungry and not self.is_spent
 
-    def cut(self, limit: int, slot_id: int, numbers: Callable[[int], int]) -> Span | None:
-        """The next span of ``limit`` items at most; None where none can be had now.
-
-        ``numbers`` hands out as many item numbers as it is asked for, and names the first.
-        """
+    def cut(self, limit: int, slot_id: int) -> Cut | None:
+        """The next items, ``limit`` at most; None where none can be had now."""
         with self._news:
             limit = self._bounded(limit)
             places, values = self._take(limit)
@@ -164,22 +168,20 @@ class MapRun:
             self._sizes[slot_id] = len(places)
         places, values, batch = self._pack(places, values)
         if not places:
-            return self.cut(limit, slot_id, numbers)
+            return self.cut(limit, slot_id)
         with self._news:
             self._bytes += batch.size_bytes
             self._measured += len(places)
-        start = numbers(len(places))
-        return Span(self, range(start, start + len(places)), places, values, batch)
+        return Cut(places, values, batch)
 
     def give_back(self, places: Sequence[int], values: Sequence[Any]) -> None:
         """Items of a span that never began: they are cut again, first of all."""
         with self._news:
             self._returned.extendleft(reversed(list(zip(places, values, strict=True))))
 
-    def succeeded(self, span: Span, place: int, run: Successes, lane: tuple[int, str]) -> None:
-        """A row of a span's items, from this place on, ended well."""
-        places, count = span.places[place : place + len(run)], len(run)
-        size = run.batch.size_bytes
+    def succeeded(self, places: Sequence[int], run: Successes, lane: tuple[int, str]) -> None:
+        """The items at these places ended well."""
+        count, size = len(run), run.batch.size_bytes
         if isinstance(places, range):
             rows = [Ended(self, places.start, count, run.batch, lane=lane, successes=run)]
         else:

@@ -14,9 +14,7 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from collections import OrderedDict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,8 +33,9 @@ PR_SET_PDEATHSIG = 1
 def main(descriptor: int, second: int, parent: int) -> int:
     """Serve the socket until the parent closes it; 0 then, 1 when the set-up was refused."""
     # As a script, this folder leads sys.path, where our file names would shadow others'.
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".") != Path(__file__).parent]
-    sys.path.append(str(Path(__file__).parents[3]))
+    here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pathlib is slow
+    sys.path[:] = [entry for entry in sys.path if entry != here]
+    sys.path.append(here[: -len("/exo/gpu/execution")])
     from exo.gpu.execution.frames import Frame, receive_with_blobs, send_frame
     from exo.gpu.execution.item_loop import ItemLoop
     from exo.gpu.execution.packing import raise_up
@@ -216,6 +215,8 @@ def _set_up(version: tuple[int, int], path: list[str], initializer: bytes | None
         function, arguments = load(initializer)
         function(*arguments)
     except BaseException:  # noqa: BLE001 - whatever the user's code raises is reported
+        import traceback
+
         return f"the initializer failed:\n{traceback.format_exc()}"
     return None
 
@@ -299,6 +300,8 @@ def _pickle_by_value(value: object, what: str, problem: Exception) -> bytes:
 
 def pickle_error(error: BaseException) -> bytes:
     """(pickled exception or None, its class and text, traceback, names of its classes) as bytes."""
+    import traceback  # loaded with the first failure
+
     text = "".join(traceback.format_exception(error))
     summary = "".join(traceback.format_exception_only(error)).strip()
     try:
