@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import itertools
 import os
 import threading
@@ -218,7 +219,16 @@ def test_cancel_ends_a_function_that_runs_and_spares_the_others(executor, tmp_pa
     assert future.running()
     assert future.cancel()
     assert future.cancelled()
-    assert not future.cancel() or future.cancelled()
+    assert future.done()
+    assert future.cancel()
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.result(WAIT_SECONDS)
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.exception(WAIT_SECONDS)
+    done = executor.submit(functions.double, 3)
+    assert done.result(WAIT_SECONDS) == 6
+    assert not done.cancel()
+    assert not done.cancelled()
     assert executor.submit(functions.double, 4).result(WAIT_SECONDS) == 8
     assert list(executor.map(functions.double, range(100))) == [2 * n for n in range(100)]
 

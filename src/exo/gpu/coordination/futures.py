@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import TYPE_CHECKING, TypeVar
 
 from exo.gpu.execution.payloads import error_of, load_result
@@ -28,6 +28,7 @@ class GPUFuture(Future[Result]):
         """Every try, in order; complete once the future is done."""
         self._dispatcher: Dispatcher | None = None
         self._item = -1
+        self._was_stopped = False
 
     @property
     def device_id(self) -> str | None:
@@ -49,16 +50,32 @@ class GPUFuture(Future[Result]):
         """
         if super().cancel():
             return True
-        with self._condition:
-            if self._state != "RUNNING":
-                return False
-            self._state = "CANCELLED"
-        self.set_running_or_notify_cancel()
-        # What is cancelled while it runs ends here and now; typeshed leaves this method out.
-        self._invoke_callbacks()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+        was_cancelled, self._was_stopped = self._was_stopped, True
+        try:
+            self.set_exception(CancelledError("it was cancelled while it ran"))
+        except InvalidStateError:  # it is done
+            self._was_stopped = was_cancelled
+            return was_cancelled
         if self._dispatcher is not None:
             self._dispatcher.cancel(self._item)
         return True
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled, before it ran or while it did."""
+        return self._was_stopped or super().cancelled()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the function raised; None where it did not.
+
+        Raises:
+            CancelledError: where it was cancelled.
+            TimeoutError: where it has not ended within so many seconds.
+
+        """
+        error = super().exception(timeout)
+        if error is not None and self._was_stopped:
+            raise error
+        return error
 
 
 def settler(future: GPUFuture[Any]) -> Callable[[Outcome, Job], None]:

@@ -146,6 +146,6 @@ def _acquire_on(
 def tell_left_out(used: Iterable[GPUDevice], left_out: Iterable[Refusal]) -> None:
     """Log what would have done as well: that the host rests beside a GPU is no surprise."""
     names = ", ".join(device.device_id for device in used)
-    for refusal in left_out:
-        level = logging.INFO if refusal.rule == "class" else logging.WARNING
-        logger.log(level, "using %s; left out %s: %s", names, refusal.device_id, refusal.reason)
+    for one in left_out:
+        level = logging.INFO if one.rule == "class" else logging.WARNING
+        logger.log(level, "using %s; left out %s: %s", names, one.device_id, one.reason)
