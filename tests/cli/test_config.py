@@ -33,7 +33,7 @@ def test_for_people_it_fits_a_pipe(devices, exo_gpu, tmp_path):
     done = exo_gpu("config", "show", EXO_GPU_CONFIG="c.toml")
     assert done.returncode == 0
     assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "device.cuda:0.avoid  true (c.toml)" in done.stdout
+    assert "device.cuda:0.avoid    true (c.toml)" in done.stdout
 
 
 def test_a_wrong_file_stops_every_command_in_one_line(devices, exo_gpu, tmp_path):

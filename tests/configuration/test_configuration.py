@@ -205,3 +205,14 @@ def test_of_several_rules_the_last_that_sets_a_thing_holds(tables):
 def test_the_users_file_follows_the_desktops_convention(tmp_path):
     assert user_path({"XDG_CONFIG_HOME": str(tmp_path)}) == tmp_path / "exo-gpu" / "config.toml"
     assert user_path({}) == Path("~/.config/exo-gpu/config.toml").expanduser()
+
+
+def test_patterns_of_outcomes_are_read_and_a_broken_one_is_named(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("[outcome]\nout_of_memory = ['arena full']\ndevice_lost = ['E47\\d+']\n")
+    configuration = load_configuration({"EXO_GPU_CONFIG": str(path)})
+    assert configuration.value("outcome.out_of_memory") == ("arena full",)
+    assert configuration.value("outcome.device_lost") == (r"E47\d+",)
+    path.write_text("[outcome]\ndevice_lost = ['(']\n")
+    with pytest.raises(ConfigurationError, match=r"config.toml: .*device_lost.*regular expression"):
+        load_configuration({"EXO_GPU_CONFIG": str(path)})

@@ -16,7 +16,8 @@ import pytest
 from boxes import GIB, device, host
 
 import exo.gpu as gpu
-from exo.gpu.coordination.executor import GPUExecutor, map_items
+from exo.gpu.coordination.executor import GPUExecutor
+from exo.gpu.coordination.map_call import map_items
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.vocabulary.errors import (
     BackendError,

@@ -8,6 +8,7 @@ import stat
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
 def double(number: int) -> int:
@@ -117,3 +118,67 @@ def speak_nonsense(number: int) -> int:
         except OSError:
             continue
     return number
+
+
+def fail_at_seven(number: int) -> int:
+    if number == 7:
+        raise ValueError(f"no {number}")
+    return number
+
+
+class Unreadable:
+    """Can be pickled and sent, and cannot be made again."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return int, ("no number",)
+
+
+def make_unreadable(number: int) -> object:
+    return Unreadable() if number == 2 else [number]
+
+
+def touch(path: str) -> None:
+    Path(path).touch()
+
+
+def wait_for_file_or_nothing(item: tuple[str, bool]) -> None:
+    path, waits = item
+    while waits and not Path(path).exists():
+        time.sleep(0.001)
+
+
+def quickly_where(number: int) -> tuple[int, int]:
+    return number, os.getpid()
+
+
+def add_in_place(array: Any) -> Any:
+    array += 1
+    return array
+
+
+ARRAY: list[Any] = []
+
+
+def same_array(number: int) -> Any:
+    import numpy as np
+
+    if not ARRAY:
+        ARRAY.append(np.zeros(100_000))
+    ARRAY[0][:] = number
+    return ARRAY[0]
+
+
+GROWING: list[int] = []
+
+
+def same_list(number: int) -> list[int]:
+    GROWING.append(number)
+    return GROWING
+
+
+def device_names(_: object) -> tuple[str | None, str | None]:
+    import exo.gpu as gpu
+
+    device = gpu.current_device()
+    assert device is not None
+    return device.torch, device.jax

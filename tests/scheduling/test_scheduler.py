@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from exo.gpu.scheduling.retry import try_again
-from exo.gpu.scheduling.scheduler import PullScheduler
+from exo.gpu.scheduling.scheduler import UNKNOWN, PullScheduler
 
 MAX_ATTEMPTS = 3
 
@@ -26,7 +25,6 @@ class Dispatch(RuleBasedStateMachine):
         self.given_up: list[int] = []
         self.waiting: list[int] = []
         self.working: dict[int, list[int]] = {}
-        self.deaths: Counter[int] = Counter()
         self.next_slot = 0
 
     @rule()
@@ -55,23 +53,41 @@ class Dispatch(RuleBasedStateMachine):
     def finish(self, data, seconds):
         slot = data.draw(st.sampled_from([s for s, items in self.working.items() if items]))
         items, self.working[slot] = self.working[slot], []
-        for item in items:
-            self.scheduler.settled(item)
         self.scheduler.finished(slot, len(items), seconds)
         self.ended += items
 
     @rule(data=st.data())
     @precondition(lambda self: any(self.working.values()))
     def die(self, data):
+        """Of what was not reported, somebody judges which go again, each alone."""
         slot = data.draw(st.sampled_from([s for s, items in self.working.items() if items]))
         reported = data.draw(st.integers(0, len(self.working[slot]) - 1))
         items, self.working[slot] = self.working[slot], []
         self.ended += items[:reported]
-        self.deaths.update(items[reported:])
-        verdict = self.scheduler.died(tuple(items[reported:]))
-        assert sorted(verdict.again + verdict.given_up) == sorted(items[reported:])
-        self.waiting += verdict.again
-        self.given_up += verdict.given_up
+        again = [item for item in items[reported:] if data.draw(st.booleans())]
+        self.given_up += [item for item in items[reported:] if item not in again]
+        self.scheduler.give_back(tuple(again))
+        self.waiting += again
+
+    @rule()
+    def take_over(self):
+        """What waits behind the first item of the slot with the most to do is fresh again."""
+        left = {slot: len(items) for slot, items in self.working.items()}
+        victim = self.scheduler.victim(left)
+        if victim is None:
+            assert all(count < 2 for count in left.values())
+            return
+        assert left[victim] == max(left.values())
+        items = self.working[victim]
+        self.fresh = items[1:] + self.fresh
+        self.working[victim] = items[:1]
+
+    @rule(data=st.data(), left=st.integers(1, 100))
+    @precondition(lambda self: self.working)
+    def look_ahead(self, data, left):
+        slot = data.draw(st.sampled_from(list(self.working)))
+        ahead = self.scheduler.is_nearly_done(slot, left)
+        assert not (ahead and self.waiting)
 
     @rule(data=st.data())
     @precondition(lambda self: len(self.working) > 1)
@@ -88,7 +104,6 @@ class Dispatch(RuleBasedStateMachine):
             busy = [item for items in self.working.values() for item in items]
             everything = self.fresh + self.ended + self.given_up + self.waiting + busy
             assert sorted(everything) == list(range(self.total))
-            assert all(self.deaths[item] == MAX_ATTEMPTS for item in self.given_up)
 
 
 TestDispatch = Dispatch.TestCase
@@ -152,5 +167,35 @@ def test_what_a_closed_slot_reports_late_is_ignored():
     assert scheduler.take(2, 5).fresh == 1
 
 
-def test_three_deaths_are_enough():
-    assert [try_again(deaths, 3) for deaths in (1, 2, 3, 4)] == [True, True, False, False]
+def test_each_kind_of_work_has_a_speed_of_its_own():
+    """A slot that did a thousand instant items takes one of the next function's, not a thousand."""
+    scheduler = PullScheduler()
+    scheduler.open_slot(1)
+    for _ in range(10):
+        scheduler.finished(1, scheduler.take(1, 10**6, "fast").fresh, 0.0001, "fast")
+    assert scheduler.take(1, 10**6, "fast").fresh > 500
+    assert scheduler.take(1, 10**6, "slow").fresh == 1
+    scheduler.finished(1, 1, 5.0, "slow")
+    assert scheduler.take(1, 10**6, "slow").fresh == 1
+    assert scheduler.take(1, 10**6, "fast").fresh > 500
+
+
+def test_the_next_chunk_comes_only_shortly_before_the_end_of_this_one():
+    scheduler = PullScheduler()
+    scheduler.open_slot(1)
+    assert not scheduler.is_nearly_done(1, 1)
+    scheduler.finished(1, 10, 0.1)
+    assert scheduler.is_nearly_done(1, 2)
+    assert not scheduler.is_nearly_done(1, 10)
+    scheduler.give_back((7,))
+    assert not scheduler.is_nearly_done(1, 2)
+    assert not scheduler.is_nearly_done(2, 0)
+
+
+def test_items_without_end_are_taken_by_time_alone():
+    scheduler = PullScheduler()
+    scheduler.open_slot(1)
+    for _ in range(20):
+        count = scheduler.take(1, UNKNOWN).fresh
+        scheduler.finished(1, count, count * 0.001)
+    assert count == 100

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
         WorkloadDistributor,
     )
     from exo.gpu.coordination.executor import GPUExecutor
-    from exo.gpu.coordination.executor import map_items as map  # noqa: A004 - its public name
     from exo.gpu.coordination.leases import lease
+    from exo.gpu.coordination.map_call import map_items as map  # noqa: A004 - its public name
     from exo.gpu.discovery import GPUDiscoveryService, discover_gpu_devices
     from exo.gpu.execution.pinning import current_device
     from exo.gpu.factory import GPUBackendFactory, detect_available_backends
@@ -83,7 +83,7 @@ _HOMES: dict[str, str | tuple[str, str]] = {
     "detect_available_backends": "factory",
     "discover_gpu_devices": "discovery",
     "lease": "coordination.leases",
-    "map": ("coordination.executor", "map_items"),
+    "map": ("coordination.map_call", "map_items"),
 }
 
 __all__ = [

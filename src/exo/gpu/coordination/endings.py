@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.request import Request
+    from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +59,10 @@ class Endings:
         """What to do about a job whose last attempt failed; tells of it."""
         last = job.attempts[-1]
         asks = last.cause in OUT_OF_MEMORY or last.cause is Cause.DEVICE_LOST
-        rooms = self._rooms(last.device_id) if asks else ()
-        verdict = decide(job.attempts, self._policy, rooms, alone=alone)
+        now, ever = self._rooms(last.device_id) if asks else ((), ())
+        verdict = decide(job.attempts, self._policy, now, alone=alone)
+        if not verdict.again and last.cause in OUT_OF_MEMORY:
+            verdict = decide(job.attempts, self._policy, ever, alone=alone)
         if verdict.cordon and last.device_id not in self.lost:
             self.lost.add(last.device_id)
             self._tell_loss(last.device_id, last.reason)
@@ -80,8 +84,12 @@ class Endings:
                 except (ExoGpuError, OSError) as error:  # the work goes on without it
                     logger.warning("%s cannot be cordoned: %s", device_id, error)
 
-    def _rooms(self, present: str) -> tuple[Room, ...]:
-        """The devices that the request allows, busy ones too, of the runtime of the present one."""
+    def _rooms(self, present: str) -> tuple[tuple[Room, ...], tuple[Room, ...]]:
+        """The devices that the request allows, busy ones too, of the runtime of the present one.
+
+        With what could be had there once our own leases are given back, and with the most that
+        anybody could ever have.
+        """
         snapshot = self._node.snapshot()
         runtimes = {one.device.device_id: one.device.runtime for one in snapshot.devices}
         own = (one for one in self._requests if one.runtime == runtimes.get(present))
@@ -92,17 +100,30 @@ class Endings:
         left_out = {refusal.device_id for refusal in decision.left_out}
         allowed = {score.device_id for score in decision.ranking}
         allowed |= {one.device_id for one in decision.refusals if not one.permanent}
-        return tuple(
-            Room(
-                state.device.device_id,
-                memory_figures(state, snapshot)[2],
-                slots_of(state, request),
-                state.device.memory_pool != HOST_POOL,
-            )
+        states = [
+            state
             for state in snapshot.devices
             if state.device.device_id in allowed - left_out | {present}
             and (mixed or runtimes[state.device.device_id] == runtimes.get(present))
-        )
+        ]
+        slots = [slots_of(state, request) for state in states]
+        ever = [memory_figures(state, snapshot)[2] for state in states]
+        now = [_reachable(state, snapshot) for state in states]
+        return tuple(map(_room, states, slots, now)), tuple(map(_room, states, slots, ever))
+
+
+def _room(state: DeviceState, slots: int, memory_bytes: int | None) -> Room:
+    on_device = state.device.memory_pool != HOST_POOL
+    return Room(state.device.device_id, memory_bytes, slots, on_device)
+
+
+def _reachable(state: DeviceState, snapshot: Snapshot) -> int | None:
+    """What is free on a device, and what leases of this program hold there."""
+    free, _, most = memory_figures(state, snapshot)
+    if free is None or most is None:
+        return most
+    ours = sum(lease.memory_bytes or 0 for lease in state.leases if lease.pid == os.getpid())
+    return min(most, max(0, free) + ours)
 
 
 def last_word(job: Job, outcome: Outcome, verdict: RetryVerdict) -> Outcome:

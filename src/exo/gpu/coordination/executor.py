@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import atexit
+import concurrent.futures
 import itertools
-import logging
 import queue
 import sys
-import time
 import weakref
-from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from concurrent.futures import CancelledError, Executor
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
-
-from exo.gpu.coordination.dispatcher import Dispatcher
+from exo.gpu.coordination.futures import GPUFuture, settler
 from exo.gpu.coordination.items import Function, Job
-from exo.gpu.coordination.slots import request_of
-from exo.gpu.coordination.streaming import ChunkStream
-from exo.gpu.execution.payloads import dump, dump_function, error_of, load_result
+from exo.gpu.coordination.map_items import items_of
+from exo.gpu.coordination.map_results import Done, MapResults, StreamedResults
+from exo.gpu.coordination.map_run import Mailbox, MapRun
+from exo.gpu.coordination.open_slots import OpenSlots
+from exo.gpu.coordination.slots import request_of, tell_left_out
+from exo.gpu.execution.payloads import dump, dump_function, dump_parcel
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.scheduling.retry import RetryPolicy, retry_names
 from exo.gpu.vocabulary.errors import (
@@ -27,46 +27,23 @@ from exo.gpu.vocabulary.errors import (
     InvalidValue,
     NotTransferable,
 )
-from exo.gpu.vocabulary.job import Attempt, Ending, Outcome, SlotSetup
+from exo.gpu.vocabulary.job import SlotSetup
 from exo.gpu.vocabulary.units import check_whole, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
+    from exo.gpu.coordination.dispatcher import Dispatcher
+    from exo.gpu.coordination.streaming import ChunkStream
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.decision import Refusal
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.job import SlotOutput
 
-logger = logging.getLogger(__name__)
+__all__ = ["Done", "GPUExecutor", "GPUFuture"]
 
 Result = TypeVar("Result")
-
-
-class GPUFuture(Future[Result]):
-    """A future that also knows where and how often its item was tried."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attempts: tuple[Attempt, ...] = ()
-        """Every try, in order; complete once the future is done."""
-
-    @property
-    def device_id(self) -> str | None:
-        """The device of the last try, or None before there was one."""
-        return self.attempts[-1].device_id if self.attempts else None
-
-
-class Done(msgspec.Struct, Generic[Result], frozen=True):
-    """One item that succeeded; times are Unix seconds of its last try."""
-
-    item_index: int
-    device_id: str
-    slot: int
-    started_at: float
-    ended_at: float
-    result: Result
 
 
 class GPUExecutor(Executor):
@@ -81,8 +58,8 @@ class GPUExecutor(Executor):
     :attr:`left_out` and in the log. ``memory`` is what one worker needs in total, as ``"2GiB"``
     or bytes; ``slots`` is how many workers a device gets, by default what the device states.
     ``initializer`` is called once in each worker. ``node`` is a node to share, which then stays
-    open at shutdown. With ``wait`` (``"30m"`` or seconds) the first device is waited for in the
-    line, so long.
+    open at shutdown. ``policy`` names the policy that scores the devices. With ``wait``
+    (``"30m"`` or seconds) the first device is waited for in the line, so long.
 
     ``deadline`` (``"10m"`` or seconds) is how long each item may run. ``retries`` is how many
     further tries an item gets that failed by itself, where ``retry_on`` is given only after these
@@ -111,6 +88,7 @@ class GPUExecutor(Executor):
         node: Node | None = None,
         max_attempts: int = 3,
         holder: str = "",
+        policy: str | None = None,
         wait: str | float | None = None,
         retries: int = 0,
         retry_on: Iterable[object] = (),
@@ -132,35 +110,43 @@ class GPUExecutor(Executor):
             runtime=runtime,
             all_devices=all_devices,
             holder=holder,
+            policy=policy,
         )
         setup = SlotSetup(
             import_path=tuple(sys.path),
             initializer=dump((initializer, initargs), "the initializer") if initializer else None,
             max_tasks_per_worker=1 if fresh else max_tasks_per_worker,
         )
+        home, inbox = node or LocalNode(), queue.SimpleQueue[Any]()
+        try:
+            pool = OpenSlots(home, setup, inbox.put, on_output)
+            wait_seconds = None if wait is None else parse_duration(wait, "wait")
+            pool.open_all((request,), slots, wait_seconds)
+        except BaseException:
+            if node is None:
+                home.close()
+            raise
+        # Loaded while the workers come up.
+        from exo.gpu.coordination.dispatcher import Dispatcher
+
         self._dispatcher = Dispatcher(
-            node or LocalNode(),
+            home,
             request,
             setup=setup,
-            slots=slots,
             retry=retry,
             own_node=node is None,
-            wait_seconds=None if wait is None else parse_duration(wait, "wait"),
-            on_output=on_output,
             on_device_lost=on_device_lost,
+            pool=pool,
+            inbox=inbox,
         )
-        self._items = itertools.count()
         self._functions = itertools.count()
+        self._maps: weakref.WeakSet[MapRun] = weakref.WeakSet()
         self._pending: weakref.WeakSet[GPUFuture[Any]] = weakref.WeakSet()
         self._closed = False
         # Forgotten or at the program's end: what was submitted is done, then the workers end.
         weakref.finalize(self, _let_go, self._dispatcher).atexit = False
         atexit.register(self._dispatcher.close)
-        used = ", ".join(device.device_id for device in self.devices)
-        for refusal in self.left_out:
-            # That the host rests beside a GPU is no surprise; that a card does is.
-            level = logging.INFO if refusal.rule == "class" else logging.WARNING
-            logger.log(level, "using %s; left out %s: %s", used, refusal.device_id, refusal.reason)
+        tell_left_out(self.devices, self.left_out)
 
     @property
     def devices(self) -> tuple[GPUDevice, ...]:
@@ -197,8 +183,28 @@ class GPUExecutor(Executor):
             ExecutorClosed: after shutdown.
 
         """
-        name = getattr(fn, "__qualname__", fn)
-        return self._queue([(fn, args, kwargs)], f"the call of {name!r}")[0]
+        self._check_open()
+        future: GPUFuture[Result] = GPUFuture()
+        name = getattr(fn, "__qualname__", None)
+        try:
+            payload = dump_parcel((fn, args, kwargs), f"the call of {name or fn!r}")
+        except NotTransferable as error:
+            future.set_running_or_notify_cancel()
+            future.set_exception(error)
+            return future
+        item = self._dispatcher.numbers.take()
+        future.attach(self._dispatcher, item)
+        self._pending.add(future)
+        job = Job(
+            item=item,
+            begin=future.set_running_or_notify_cancel,
+            end=settler(future),
+            payload=payload,
+            kind=name,
+            deadline_seconds=self._deadline_seconds,
+        )
+        self._dispatcher.add([job])
+        return future
 
     def map(  # pyright: ignore[reportIncompatibleMethodOverride] - buffersize came with Python 3.14
         self,
@@ -206,30 +212,61 @@ class GPUExecutor(Executor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int | None = None,
-    ) -> Iterator[Result]:
-        """Results of ``fn`` over the items, in order; the iterables are read at once.
+        buffersize: int | None = None,
+    ) -> MapResults[Result]:
+        """Results of ``fn`` over the items, in order, for ``for`` and for ``async for``.
 
-        ``timeout`` in seconds bounds each wait from the call of ``map`` on. ``chunksize`` fixes
-        how many items a worker takes at once; by default each worker's speed decides.
+        Lists, tuples and ranges run to their end whether or not results are read. Any other
+        iterable is read in the caller's thread, here and while results are waited for, and only
+        so far ahead that no worker waits: it may be without end. ``buffersize`` bounds how many
+        items are taken and not read yet. What the iterable raises comes after the results before
+        it. ``timeout`` in seconds is for all results, from now on. ``chunksize`` fixes how many
+        items a worker takes at once; by default each worker's speed decides.
 
         Raises:
             ExecutorClosed: after shutdown.
             NotTransferable: when ``fn`` cannot be sent to a worker.
 
         """
-        if chunksize is not None and chunksize < 1:
-            raise InvalidValue("chunksize", chunksize, "a whole number of at least 1")
-        calls = list(zip(*iterables, strict=False))
-        futures: list[GPUFuture[Result]] = self._queue(calls, "an item", fn, chunk=chunksize)
-        return _in_order(futures, None if timeout is None else time.monotonic() + timeout)
+        check_whole("chunksize", chunksize, low=1, optional=True)
+        check_whole("buffersize", buffersize, low=1, optional=True)
+        if not iterables:
+            raise InvalidValue("iterables", iterables, "at least one to take items from")
+        mailbox = Mailbox()
+        run = self._run(
+            self._function(fn), iterables, mailbox, chunk=chunksize, buffersize=buffersize
+        )
+        results: MapResults[Result] = MapResults(run, mailbox, timeout)
+        run.pull()
+        self._dispatcher.add([run])
+        return results
 
-    def stream(self, fn: Callable[[Any], Result], items: Iterable[Any]) -> Iterator[Done[Result]]:
+    def stream(
+        self, fn: Callable[[Any], Result], items: Iterable[Any], *, buffersize: int | None = None
+    ) -> StreamedResults[Result]:
         """Run ``fn`` over the items and yield each as it ends, with the device that did it.
 
-        The first item that fails raises its exception here; the others go on.
+        For ``for`` and for ``async for``. The first item that fails raises its exception here;
+        what has not been sent then never is. Items are read as :meth:`map` reads them.
         """
-        calls = [(item,) for item in items]
-        return self._as_done(calls, fn, [None] * len(calls))
+        check_whole("buffersize", buffersize, low=1, optional=True)
+        mailbox = Mailbox()
+        run = self._run(self._function(fn), (items,), mailbox, buffersize=buffersize)
+        run.pull()
+        self._dispatcher.add([run])
+        return StreamedResults([run], mailbox)
+
+    @staticmethod
+    def as_completed(
+        futures: Iterable[GPUFuture[Result]], timeout: float | None = None
+    ) -> Iterator[GPUFuture[Result]]:
+        """The futures in the order in which they end.
+
+        Raises:
+            TimeoutError: when not all have ended ``timeout`` seconds after the call.
+
+        """
+        return concurrent.futures.as_completed(futures, timeout)  # type: ignore[return-value]
 
     def chunks(self, fn: Callable[..., Iterable[Result]], /, *args: Any) -> ChunkStream[Result]:
         """What a generator function yields on a device, as it comes.
@@ -239,16 +276,19 @@ class GPUExecutor(Executor):
             NotTransferable: when the call cannot be sent to a worker.
 
         """
-        if self._closed:
-            raise ExecutorClosed("this executor was shut down: it takes no more work")
+        from exo.gpu.coordination.streaming import ChunkStream
+
+        self._check_open()
         stream: ChunkStream[Result] = ChunkStream()
-        item = next(self._items)
+        item = self._dispatcher.numbers.take()
         empty: dict[str, Any] = {}
         job = Job(
             item=item,
             begin=lambda: True,
             end=stream.end,
-            payload=dump((fn, args, empty), f"the call of {getattr(fn, '__qualname__', fn)!r}"),
+            payload=dump_parcel(
+                (fn, args, empty), f"the call of {getattr(fn, '__qualname__', fn)!r}"
+            ),
             deadline_seconds=self._deadline_seconds,
             on_chunk=stream.chunk,
         )
@@ -258,7 +298,7 @@ class GPUExecutor(Executor):
 
     def map_distribution(
         self, fn: Callable[[Any], Result], distribution: Mapping[str, Sequence[Any]]
-    ) -> Iterator[Done[Result]]:
+    ) -> StreamedResults[Result]:
         """Run each item on the device that a distribution assigned it to; yield each as it ends.
 
         ``item_index`` counts through the devices in the distribution's order. After the death of
@@ -272,19 +312,37 @@ class GPUExecutor(Executor):
         for device_id, items in distribution.items():
             if items and device_id not in used:
                 raise InvalidValue("distribution", device_id, f"among the devices in use: {used}")
-        pairs = [(name, item) for name, items in distribution.items() for item in items]
-        return self._as_done([(item,) for _, item in pairs], fn, [name for name, _ in pairs])
+        self._check_open()
+        mailbox, first = Mailbox(), 0
+        function = self._function(fn)
+        runs: list[MapRun] = []
+        for device_id, items in distribution.items():
+            runs.append(self._run(function, (items,), mailbox, device_id=device_id, first=first))
+            first += len(items)
+        for run in runs:
+            run.pull()
+        self._dispatcher.add(runs)
+        return StreamedResults(runs, mailbox)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work; end the workers once what was submitted has ended.
 
-        With ``cancel_futures`` what has not begun is cancelled. Harmless twice.
+        Of a map whose results nobody began to read, the items are read to their end first, if
+        ``buffersize`` does not forbid it; of one that was read in part, no more are taken. With
+        ``cancel_futures`` what has not begun is cancelled. Harmless twice.
         """
         self._closed = True
-        atexit.unregister(self._dispatcher.close)
         if cancel_futures:
             for future in list(self._pending):
-                future.cancel()
+                if not future.running():
+                    future.cancel()
+            for run in list(self._maps):
+                run.abandon(CancelledError("the executor was shut down"))
+        elif wait:
+            for run in list(self._maps):
+                if run.is_unread:
+                    run.pump()
+        atexit.unregister(self._dispatcher.close)
         self._dispatcher.close(drop=cancel_futures, wait=wait)
 
     def __exit__(
@@ -303,122 +361,35 @@ class GPUExecutor(Executor):
         self._dispatcher.close(kill=True)
         self.shutdown(cancel_futures=True)
 
-    def _as_done(
-        self, calls: list[tuple[Any, ...]], fn: Callable[[Any], Result], places: list[str | None]
-    ) -> Iterator[Done[Result]]:
-        ended: queue.SimpleQueue[tuple[int, GPUFuture[Result]]] = queue.SimpleQueue()
-        futures: list[GPUFuture[Result]] = self._queue(calls, "an item", fn, places=places)
-        for index, future in enumerate(futures):
-            future.add_done_callback(_putter(ended, index, future))
-        return _as_ended(ended, futures)
-
-    def _queue(
-        self,
-        calls: Sequence[Any],
-        what: str,
-        fn: Callable[..., Any] | None = None,
-        *,
-        chunk: int | None = None,
-        places: list[str | None] | None = None,
-    ) -> list[GPUFuture[Any]]:
+    def _check_open(self) -> None:
         if self._closed:
             raise ExecutorClosed("this executor was shut down: it takes no more work")
-        function = Function(next(self._functions), dump_function(fn)) if fn is not None else None
-        jobs: list[Job] = []
-        futures: list[GPUFuture[Any]] = []
-        for place, call in enumerate(calls):
-            future: GPUFuture[Any] = GPUFuture()
-            futures.append(future)
-            try:
-                payload = dump(call, what)
-            except NotTransferable as error:
-                future.set_running_or_notify_cancel()
-                future.set_exception(error)
-                continue
-            jobs.append(
-                Job(
-                    item=next(self._items),
-                    begin=future.set_running_or_notify_cancel,
-                    end=_settler(future),
-                    payload=payload,
-                    function=function,
-                    device_id=places[place] if places else None,
-                    chunk=chunk,
-                    deadline_seconds=self._deadline_seconds,
-                )
-            )
-        self._pending.update(futures)
-        self._dispatcher.add(jobs)
-        return futures
+
+    def _function(self, fn: Callable[..., Any]) -> Function:
+        self._check_open()
+        return Function(next(self._functions), dump_function(fn))
+
+    def _run(
+        self,
+        function: Function,
+        iterables: Sequence[Iterable[Any]],
+        mailbox: Mailbox,
+        **options: Any,
+    ) -> MapRun:
+        run = MapRun(
+            function,
+            items_of(iterables),
+            is_single=len(iterables) == 1,
+            wake=self._dispatcher.nudge,
+            mailbox=mailbox,
+            lanes=len(self.lanes),
+            deadline_seconds=self._deadline_seconds,
+            **options,
+        )
+        self._maps.add(run)
+        return run
 
 
 def _let_go(dispatcher: Dispatcher) -> None:
     atexit.unregister(dispatcher.close)
     dispatcher.close(wait=False)
-
-
-def _settler(future: GPUFuture[Any]) -> Callable[[Outcome, Job], None]:
-    def settle(outcome: Outcome, job: Job) -> None:
-        future.attempts = job.attempts
-        if outcome.ending is Ending.SUCCEEDED:
-            try:
-                future.set_result(load_result(outcome.payload))
-            except NotTransferable as error:
-                future.set_exception(error)
-        else:
-            future.set_exception(error_of(outcome))
-
-    return settle
-
-
-def _putter(
-    ended: queue.SimpleQueue[tuple[int, GPUFuture[Result]]], index: int, future: GPUFuture[Result]
-) -> Callable[[object], None]:
-    return lambda _: ended.put((index, future))
-
-
-def _in_order(futures: list[GPUFuture[Result]], deadline: float | None) -> Iterator[Result]:
-    try:
-        futures.reverse()
-        while futures:
-            left = None if deadline is None else deadline - time.monotonic()
-            result = futures[-1].result(left)
-            futures.pop()
-            yield result
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-def _as_ended(
-    ended: queue.SimpleQueue[tuple[int, GPUFuture[Result]]], futures: list[GPUFuture[Result]]
-) -> Iterator[Done[Result]]:
-    try:
-        for _ in range(len(futures)):
-            index, future = ended.get()
-            result = future.result()
-            last = future.attempts[-1]
-            yield Done(index, last.device_id, last.slot, last.started_at, last.ended_at, result)
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-def map_items(
-    function: Callable[..., Result],
-    *iterables: Iterable[Any],
-    memory: str | int | None = None,
-    **options: Any,
-) -> list[Result]:
-    """Results of a function over items, in order, computed on the devices that suit it.
-
-    ``options`` are those of :class:`GPUExecutor`; ``memory`` is what one worker needs.
-
-    Raises:
-        NeverAvailable: when no device here can ever satisfy it.
-        NotNow: when one could, but not at the moment.
-        Exception: whatever ``function`` raised first, in the order of the items.
-
-    """
-    with GPUExecutor(memory=memory, **options) as executor:
-        return list(executor.map(function, *iterables))

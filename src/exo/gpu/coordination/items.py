@@ -1,13 +1,14 @@
-"""An item on its way, and a slot that takes it: what the dispatcher keeps of both."""
+"""An item on its way: what the dispatcher keeps of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from exo.gpu.vocabulary.job import Attempt, Outcome, SlotChunk
+from exo.gpu.vocabulary.parcel import Parcel
 
 if TYPE_CHECKING:
     from exo.gpu.vocabulary.device import GPUDevice
@@ -17,7 +18,7 @@ class Function(msgspec.Struct, frozen=True, eq=False):
     """A function that many items share: it is sent to a slot once."""
 
     number: int
-    payload: bytes
+    payload: bytes | Parcel
 
 
 class Job(msgspec.Struct, eq=False):
@@ -30,7 +31,11 @@ class Job(msgspec.Struct, eq=False):
     item: int
     begin: Callable[[], bool]
     end: Callable[[Outcome, Job], None]
-    payload: bytes = b""
+    payload: bytes | Parcel = b""
+    is_single: bool = False
+    """Whether the payload is the function's only argument, and not the tuple of all."""
+    kind: Hashable = None
+    """What tells it from items that take another time, such as those of another function."""
     function: Function | None = None
     command: Callable[[int, GPUDevice], str] | None = None
     """The shell's text, given the number and the device of the slot that takes it."""
@@ -53,34 +58,3 @@ class Job(msgspec.Struct, eq=False):
     """What a further try asks for; None: as much as the first one."""
     without_devices: tuple[str, ...] = ()
     """Where a further try does not go."""
-
-
-class LiveSlot:
-    """A slot as the dispatcher sees it."""
-
-    __slots__ = (
-        "busy",
-        "device",
-        "extra",
-        "items",
-        "memory_bytes",
-        "number",
-        "retiring",
-        "sent_at",
-        "sent_items",
-        "work_id",
-    )
-
-    def __init__(
-        self, number: int, device: GPUDevice, memory_bytes: int | None, *, extra: bool = False
-    ) -> None:
-        self.number = number
-        self.device = device
-        self.memory_bytes = memory_bytes
-        self.extra = extra  # opened for items that need more than the others
-        self.retiring = False  # it gets no more work, and is closed once it has none
-        self.busy = True  # until its first process is ready
-        self.sent_at = 0.0
-        self.sent_items = 0
-        self.work_id = -1
-        self.items: tuple[int, ...] = ()

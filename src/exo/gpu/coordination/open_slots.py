@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.coordination.items import Job, LiveSlot
+from exo.gpu.coordination.cargo import Slot
+from exo.gpu.coordination.items import Job
 from exo.gpu.coordination.picky_jobs import SlotView
+from exo.gpu.coordination.slots import acquire_for_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from exo.gpu.coordination.picky_jobs import PickyJobs
     from exo.gpu.nodes.transport import Node
+    from exo.gpu.vocabulary.decision import Refusal
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.job import SlotEvent, SlotOutput, SlotSetup
+    from exo.gpu.vocabulary.request import Request
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
     """What :meth:`OpenSlots.make_room` did."""
 
-    closed: tuple[LiveSlot, ...] = ()
+    closed: tuple[Slot, ...] = ()
     hopeless: Job | None = None
     """One that cannot get what it needs, for this reason."""
     why: str = ""
@@ -37,9 +42,11 @@ class OpenSlots:
         sink: Callable[[SlotEvent], None],
         on_output: Callable[[SlotOutput], None] | None,
     ) -> None:
-        self.live: dict[int, LiveSlot] = {}
+        self.live: dict[int, Slot] = {}
         self.devices: dict[int, GPUDevice] = {}
         """Also of those that are closed."""
+        self.left_out: tuple[Refusal, ...] = ()
+        """Devices that would do, but that the class and runtime rules leave out."""
         self.retiring = False
         """Whether any slot is to be closed once it has no work."""
         self._node = node
@@ -57,8 +64,32 @@ class OpenSlots:
         except BaseException:
             self._node.release(lease_id)
             raise
-        self.live[number] = LiveSlot(number, device, memory_bytes, extra=extra)
+        self.live[number] = Slot(number, device, memory_bytes, extra=extra)
         self.devices[number] = device
+
+    def open_all(
+        self, requests: tuple[Request, ...], slots: int | None, wait_seconds: float | None
+    ) -> None:
+        """Lease and open what each request allows, the preferred device's first; at least one's.
+
+        Raises:
+            NeverAvailable: when no device here can ever satisfy any of them.
+            NotNow: when one could, but not at the moment, or not before the wait was over.
+
+        """
+        acquired, self.left_out = acquire_for_all(
+            self._node, requests, slots=slots, wait_seconds=wait_seconds
+        )
+        waiting = deque(acquired)
+        try:
+            while waiting:
+                lease_id, device = waiting.popleft()
+                self.open(lease_id, device, requests[0].memory_bytes)
+        except BaseException:
+            self.close(kill=True)
+            for lease_id, _ in waiting:
+                self._node.release(lease_id)
+            raise
 
     def retire(self, device_id: str) -> None:
         """Give the slots of a device no more work."""
@@ -70,7 +101,7 @@ class OpenSlots:
         """End all."""
         self._node.close_slots(tuple(self.live), kill=kill)
 
-    def drop(self, number: int) -> LiveSlot:
+    def drop(self, number: int) -> Slot:
         """End one."""
         slot = self.live.pop(number)
         self._node.close_slots((number,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 from exo.gpu.nodes.policies import policies_for
 from exo.gpu.scheduling.selector import refusal_message, select
 from exo.gpu.vocabulary.errors import NeverAvailable, NoDevice, NotNow
-from exo.gpu.vocabulary.request import Request
+from exo.gpu.vocabulary.request import DEFAULT_POLICY, Request
 from exo.gpu.vocabulary.units import check_whole, parse_size
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.decision import Decision, Refusal
     from exo.gpu.vocabulary.device import GPUDevice
+
+logger = logging.getLogger(__name__)
 
 
 def request_of(
@@ -29,6 +32,7 @@ def request_of(
     exclusive: bool = False,
     holder: str = "",
     priority: int = 0,
+    policy: str | None = None,
 ) -> Request:
     """A request in the words that people use.
 
@@ -46,6 +50,7 @@ def request_of(
         exclusive=exclusive,
         holder=holder,
         priority=priority,
+        policy=DEFAULT_POLICY if policy is None else policy,
     )
 
 
@@ -198,3 +203,11 @@ def _acquire_on(
             return grant.decision
         acquired.append((grant.lease_ids[0], device))
     return None
+
+
+def tell_left_out(used: Iterable[GPUDevice], left_out: Iterable[Refusal]) -> None:
+    """Log what would have done as well: that the host rests beside a GPU is no surprise."""
+    names = ", ".join(device.device_id for device in used)
+    for one in left_out:
+        level = logging.INFO if one.rule == "class" else logging.WARNING
+        logger.log(level, "using %s; left out %s: %s", names, one.device_id, one.reason)

@@ -14,16 +14,23 @@ import logging
 import os
 import queue
 import sys
-from collections import OrderedDict
-from collections.abc import Iterable
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-import msgspec
 
+from exo.gpu.execution.exo_words import (
+    ChunkGenerated,
+    EventSink,
+    RecentIds,
+    RunnerStatus,
+    RunnerStatusUpdated,
+    Task,
+    TaskAcknowledged,
+    TaskStatus,
+    TaskStatusUpdated,
+)
 from exo.gpu.execution.payloads import dump, error_of, load_result
 from exo.gpu.execution.supervisor import RunnerSupervisor
 from exo.gpu.vocabulary.errors import ExecutionError, ExecutorClosed, NotTransferable
@@ -48,9 +55,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Enough to recognise a task that is sent twice; exo repeats one within seconds.
-REMEMBERED = 1024
-
 # Tasks that wait or run; more are refused.
 MOST_TASKS = 256
 
@@ -59,74 +63,6 @@ CREDITS = 16
 
 _STOP_SECONDS = 5.0
 
-
-class Task(Protocol):
-    """What exo gives a runner to do."""
-
-    @property
-    def task_id(self) -> str:
-        """Its name; exo's is a subclass of str."""
-        ...
-
-
-class EventSink(Protocol):
-    """Where events go, as anyio's and exo's senders take them."""
-
-    async def send(self, item: Any, /) -> None:
-        """Take one; one that waits holds the runner back."""
-        ...
-
-
-class TaskStatus(StrEnum):
-    """As exo names them."""
-
-    RUNNING = "Running"
-    COMPLETE = "Complete"
-    TIMED_OUT = "TimedOut"
-    FAILED = "Failed"
-    CANCELLED = "Cancelled"
-
-
-class RunnerStatus(StrEnum):
-    """As exo names them; the others are stages of its own models."""
-
-    CONNECTING = "Connecting"
-    READY = "Ready"
-    RUNNING = "Running"
-    SHUTTING_DOWN = "ShuttingDown"
-    SHUTDOWN = "Shutdown"
-    FAILED = "Failed"
-
-
-class TaskAcknowledged(msgspec.Struct, frozen=True):
-    """The runner took a task up."""
-
-    task_id: str
-
-
-class ChunkGenerated(msgspec.Struct, frozen=True):
-    """A task yielded something."""
-
-    task_id: str
-    chunk: Any
-
-
-class TaskStatusUpdated(msgspec.Struct, frozen=True):
-    """A task is in another state; the last one of each task is terminal."""
-
-    task_id: str
-    task_status: TaskStatus
-    error_message: str = ""
-
-
-class RunnerStatusUpdated(msgspec.Struct, frozen=True):
-    """The runner is in another state."""
-
-    runner_status: RunnerStatus
-    error_message: str = ""
-
-
-Event = TaskAcknowledged | ChunkGenerated | TaskStatusUpdated | RunnerStatusUpdated
 
 _STATUS = {
     SlotState.STARTING: RunnerStatus.CONNECTING,
@@ -137,32 +73,6 @@ _STATUS = {
     SlotState.FAILED: RunnerStatus.FAILED,
 }
 _OVER = (RunnerStatus.SHUTDOWN, RunnerStatus.FAILED)
-
-
-class RecentIds(Iterable[str]):
-    """A set that remembers the newest only."""
-
-    def __init__(self, most: int = REMEMBERED) -> None:
-        self._most = most
-        self._ids: OrderedDict[str, None] = OrderedDict()
-
-    def add(self, task_id: str) -> None:
-        """Remember this one, and forget the oldest where there are too many."""
-        self._ids[task_id] = None
-        while len(self._ids) > self._most:
-            self._ids.popitem(last=False)
-
-    def __contains__(self, task_id: object) -> bool:
-        """Whether it is remembered."""
-        return task_id in self._ids
-
-    def __iter__(self) -> Any:
-        """Oldest first."""
-        return iter(self._ids)
-
-    def __len__(self) -> int:
-        """How many are remembered."""
-        return len(self._ids)
 
 
 class ExoRunnerSupervisor:

@@ -6,7 +6,10 @@ Standard library only, since the child reads it.
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 NAMESPACE: dict[str, Any] = {"__name__": "__main__"}
 """Globals of every function that came by value from the caller's ``__main__``."""
@@ -31,16 +34,16 @@ def namespace() -> dict[str, Any]:
 _MARK = __name__.rpartition(".")[2].encode()
 
 
-def load(payload: bytes | bytearray) -> Any:
+def load(payload: bytes | bytearray | memoryview, buffers: Iterable[Any] = ()) -> Any:
     """Unpickle what the caller sent; a global follows the caller only where the caller changed it.
 
     So a model that an initializer puts into a global, or into a dictionary there, is still there
     for every item, while what a notebook defines anew takes the place of the old.
     """
-    if _MARK not in payload:
-        return pickle.loads(payload)
+    if not isinstance(payload, memoryview) and _MARK not in payload:
+        return pickle.loads(payload, buffers=buffers)
     before = dict(NAMESPACE)
-    value = pickle.loads(payload)
+    value = pickle.loads(payload, buffers=buffers)
     for name, arrived in list(NAMESPACE.items()):
         if name in before and arrived is before[name]:
             continue  # it did not come with this payload

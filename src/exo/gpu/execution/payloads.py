@@ -9,8 +9,10 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.execution.main_namespace import CallersMain
+from exo.gpu.execution.packing import pack, unpack
 from exo.gpu.vocabulary.errors import ExecutionError, NotTransferable, TimedOut, WorkerDied
 from exo.gpu.vocabulary.job import Cause, Ending, Outcome
+from exo.gpu.vocabulary.parcel import Parcel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +22,7 @@ _MAIN = b"__main__"
 
 
 def dump(value: object, what: str) -> bytes:
-    """The bytes of a function or of arguments; by value where pickle cannot name them.
+    """The bytes of a value in one piece; by value where pickle cannot name it.
 
     Raises:
         NotTransferable: naming ``what`` and the reason.
@@ -32,34 +34,47 @@ def dump(value: object, what: str) -> bytes:
         pickled = None
     if pickled is not None and _MAIN not in pickled:
         return pickled
+    buffer = io.BytesIO()
     try:
-        return _dump_by_value(value)
+        _by_value_pickler(buffer, protocol=5).dump(value)
+    except Exception as problem:
+        raise NotTransferable(f"{what} cannot be sent to a worker: {problem}") from problem
+    return buffer.getvalue()
+
+
+def dump_parcel(value: object, what: str) -> Parcel:
+    """A value with its large arrays beside it; by value where pickle cannot name it.
+
+    Raises:
+        NotTransferable: naming ``what`` and the reason.
+
+    """
+    try:
+        return pack(value, _by_value_pickler)
     except Exception as problem:
         raise NotTransferable(f"{what} cannot be sent to a worker: {problem}") from problem
 
 
-def _dump_by_value(value: object) -> bytes:
+def _by_value_pickler(file: Any, **options: Any) -> Any:
     import cloudpickle
 
-    buffer = io.BytesIO()
-    pickler = cloudpickle.Pickler(buffer, protocol=5)
+    pickler = cloudpickle.Pickler(file, **options)
     # Functions of __main__ keep sharing their globals, also across pickles.
     pickler.globals_ref[id(sys.modules["__main__"].__dict__)] = CallersMain()
-    pickler.dump(value)
-    return buffer.getvalue()
+    return pickler
 
 
-def dump_function(function: Callable[..., Any]) -> bytes:
-    """The bytes of a function.
+def dump_function(function: Callable[..., Any]) -> Parcel:
+    """The parcel of a function.
 
     Raises:
         NotTransferable: naming the function and the reason.
 
     """
-    return dump(function, f"the function {getattr(function, '__qualname__', function)!r}")
+    return dump_parcel(function, f"the function {getattr(function, '__qualname__', function)!r}")
 
 
-def load_result(payload: bytes) -> Any:
+def load_result(payload: bytes | Parcel) -> Any:
     """The result that a worker sent.
 
     Raises:
@@ -67,7 +82,7 @@ def load_result(payload: bytes) -> Any:
 
     """
     try:
-        return pickle.loads(payload)
+        return unpack(payload) if isinstance(payload, Parcel) else pickle.loads(payload)
     except Exception as problem:
         raise NotTransferable(f"the result cannot be read here: {problem}") from problem
 
@@ -84,11 +99,12 @@ class RemoteTraceback(Exception):
         return f'\n"""\n{self.text}"""'
 
 
-def load_error(payload: bytes) -> BaseException:
+def load_error(payload: bytes | Parcel) -> BaseException:
     """The exception that a worker sent, with the worker's traceback as its cause.
 
     One that cannot be rebuilt here becomes an ``ExecutionError`` with its class and text.
     """
+    assert isinstance(payload, bytes)
     pickled, summary, text, *_ = pickle.loads(payload)
     error: object = None
     if pickled is not None:
@@ -116,7 +132,8 @@ def error_of(outcome: Outcome) -> BaseException:
     return error
 
 
-def names_and_text(payload: bytes) -> tuple[tuple[str, ...], str]:
+def names_and_text(payload: bytes | Parcel) -> tuple[tuple[str, ...], str]:
     """The classes of the exception that a worker sent, its own first, and its text."""
+    assert isinstance(payload, bytes)
     _, summary, _, *names = pickle.loads(payload)
     return (tuple(names[0]) if names else ()), summary

@@ -43,7 +43,36 @@ def apply_changes(environ: Mapping[str, str], changes: Changes) -> dict[str, str
     return changed
 
 
-def current_device(environ: Mapping[str, str] | None = None) -> GPUDevice | None:
+# Runtime -> what PyTorch and JAX call the only device of it that a pinned process sees. PyTorch
+# speaks of ROCm as CUDA.
+_IN_TORCH = {"cuda": "cuda:0", "rocm": "cuda:0", "xpu": "xpu:0", "metal": "mps", "cpu": "cpu"}
+_IN_JAX = {
+    "cuda": "cuda:0",
+    "rocm": "rocm:0",
+    "xpu": "xpu:0",
+    "metal": "METAL:0",
+    "cpu": "cpu:0",
+}
+
+
+class CurrentDevice(GPUDevice, frozen=True):
+    """The device that this process was pinned to, with its names in the frameworks.
+
+    There it is always the first of its runtime, whatever its number on the machine.
+    """
+
+    @property
+    def torch(self) -> str | None:
+        """What ``torch.device`` takes: ``"cuda:0"``, also for ROCm; None where it has no word."""
+        return _IN_TORCH.get(self.runtime)
+
+    @property
+    def jax(self) -> str | None:
+        """Platform and number in ``jax.devices()``; None where it has no word."""
+        return _IN_JAX.get(self.runtime)
+
+
+def current_device(environ: Mapping[str, str] | None = None) -> CurrentDevice | None:
     """The device that this process was given, or None outside a worker, ``run`` or ``map``."""
     text = (os.environ if environ is None else environ).get(DEVICE_VARIABLE)
-    return GPUDevice.from_json(text) if text else None
+    return CurrentDevice.from_json(text) if text else None

@@ -11,21 +11,32 @@ import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from exo.gpu.execution.frames import Frame, receive_frame, send_frame
+from exo.gpu.execution.frames import Frame, receive_frame, receive_with_blobs, send_frame
+from exo.gpu.execution.item_loop import RAN, RECALLED
 from exo.gpu.execution.outcome import describe_exit
+from exo.gpu.execution.packing import flatten, raise_up
+from exo.gpu.execution.successes import Successes
 from exo.gpu.execution.worker import FUNCTIONS_KEPT
 from exo.gpu.vocabulary.errors import WorkerDied
 from exo.gpu.vocabulary.job import Ending, Outcome, SlotSetup, Work
+from exo.gpu.vocabulary.parcel import Batch, Parcel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from exo.gpu.execution.prints import Prints
 
-Report: TypeAlias = tuple[Outcome, ...] | bytes | None
-"""Outcomes; the chunk of a stream; None: it took up a stream."""
+
+class Recalled(NamedTuple):
+    """The items of a work, its last ones, that will not be begun."""
+
+    items: tuple[int, ...]
+
+
+Report: TypeAlias = "Sequence[Outcome] | Recalled | bytes | None"
+"""Outcomes; what was taken back; the chunk of a stream; None: it took up a stream."""
 
 # A worker that got end-of-file exits at once unless an item is running; then it is killed.
 GRACE_SECONDS = 2.0
@@ -106,7 +117,7 @@ class Runner:
         path = list(setup.import_path)
         aside = self._prints is not None
         self._send(Frame.SETUP, pickle.dumps((version, path, setup.initializer, aside)))
-        kind, answer = self._receive()
+        kind, answer, _ = self._receive()
         return None if kind is Frame.READY else str(pickle.loads(answer))
 
     def work(self, work: Work) -> Iterator[Report]:
@@ -116,26 +127,48 @@ class Runner:
             WorkerDied: when the process ended before all were reported.
 
         """
-        if work.function is not None and work.function not in self._known:
-            self._send(Frame.FUNCTION, pickle.dumps((work.function, work.function_payload)))
-            self._known[work.function] = None
-            while len(self._known) > FUNCTIONS_KEPT:
-                self._known.popitem(last=False)
-        elif work.function is not None:
-            self._known.move_to_end(work.function)
-        items = pickle.dumps(work.payloads)
+        self._send_function(work)
+        batch = work.batch or Batch(len(work.payloads), parcels=tuple(map(_parcel, work.payloads)))
+        flat, beside = flatten(batch)
         stream_credits = max(1, work.credits) if work.stream else 0
-        self._send(Frame.WORK, pickle.dumps((work.work_id, work.function, items, stream_credits)))
+        words = (work.work_id, work.function, work.is_single, flat, stream_credits)
+        self._send(Frame.WORK, pickle.dumps(words), beside)
+        place, ends = 0, len(work.items)
         while True:
-            kind, payload = self._receive()
-            if kind is Frame.IDLE:
-                return
+            kind, payload, blobs = self._receive()
             if kind is Frame.CHUNK:
                 yield bytes(payload)
-            elif kind is Frame.ACKNOWLEDGED:
+                continue
+            if kind is Frame.ACKNOWLEDGED:
                 yield None
-            else:
-                yield tuple(_outcome(work, report) for report in _reports(payload))
+                continue
+            beside = iter(blobs)
+            for ending in pickle.loads(payload) if payload else ():
+                if ending[0] == RECALLED:
+                    yield Recalled(tuple(work.items[ends - ending[1] : ends]))
+                    ends -= ending[1]
+                    continue
+                outcomes = _outcomes(work.items[place:], ending, beside)
+                place += len(outcomes)
+                yield outcomes
+            if kind is Frame.IDLE:
+                return
+
+    def _send_function(self, work: Work) -> None:
+        if work.function is None:
+            return
+        if work.function in self._known:
+            self._known.move_to_end(work.function)
+            return
+        flat, beside = flatten(Batch(1, parcels=(_parcel(work.function_payload),)))
+        self._send(Frame.FUNCTION, pickle.dumps((work.function, flat)), beside)
+        self._known[work.function] = None
+        while len(self._known) > FUNCTIONS_KEPT:
+            self._known.popitem(last=False)
+
+    def recall(self, work_id: int) -> bool:
+        """Ask it, from any thread, to give back what it has not begun of a work."""
+        return self._aside(Frame.RECALL, pickle.dumps(work_id))
 
     def ping(self) -> bool:
         """Ask whether it is there, from any thread; False when it does not even take questions."""
@@ -191,14 +224,14 @@ class Runner:
             return False
         return True
 
-    def _send(self, kind: Frame, payload: bytes) -> None:
+    def _send(self, kind: Frame, payload: bytes, blobs: Sequence[Any] = ()) -> None:
         try:
-            send_frame(self._stream, kind, payload)
+            send_frame(self._stream, kind, payload, blobs)
         except OSError as error:
             raise self._death() from error
 
-    def _receive(self) -> tuple[Frame, bytearray]:
-        frame = receive_frame(self._stream)
+    def _receive(self) -> tuple[Frame, bytearray, list[memoryview]]:
+        frame = receive_with_blobs(self._stream)
         if frame is None:
             raise self._death()
         return frame
@@ -218,19 +251,27 @@ class Runner:
         return WorkerDied(f"worker {self.pid} {describe_exit(self._process.returncode)}")
 
 
-def _outcome(work: Work, report: tuple[int, bool, float, float, bytes]) -> Outcome:
-    place, succeeded, started, ended, pickled = report
-    return Outcome(
-        item=work.items[place],
-        ending=Ending.SUCCEEDED if succeeded else Ending.FAILED,
+def _parcel(payload: bytes | Parcel) -> Parcel:
+    return payload if isinstance(payload, Parcel) else Parcel((payload,), by_value=True)
+
+
+def _outcomes(
+    items: Sequence[int], ending: tuple[Any, ...], beside: Iterator[memoryview]
+) -> Sequence[Outcome]:
+    """What one report of the worker's item loop says of the first of these items."""
+    if ending[0] == RAN:
+        _, origin, moments, flat = ending
+        batch = raise_up(flat, beside)
+        return Successes(items[: batch.size], batch, origin, moments)
+    _, started, ended, payload = ending
+    failed = Outcome(
+        item=items[0],
+        ending=Ending.FAILED,
         started_at=started,
         ended_at=ended,
-        payload=pickled,
+        payload=payload,
     )
-
-
-def _reports(payload: bytearray) -> list[tuple[int, bool, float, float, bytes]]:
-    return pickle.loads(payload)
+    return (failed,)
 
 
 def kill_group(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:

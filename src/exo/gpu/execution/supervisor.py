@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
-
-import msgspec
+from typing import TYPE_CHECKING, NamedTuple
 
 from exo.gpu.execution.command import run_command
 from exo.gpu.execution.judging import SPOILING, dead_outcome, judged_command, judged_report
-from exo.gpu.execution.memory_kills import MemoryKills
 from exo.gpu.execution.out_of_memory import Patterns
 from exo.gpu.execution.outcome import Evidence, classify
 from exo.gpu.execution.prints import Prints
-from exo.gpu.execution.runner import Runner
+from exo.gpu.execution.runner import Recalled
+from exo.gpu.execution.runner_holder import RunnerHolder
 from exo.gpu.execution.slot_process import CommandProcess, RunnerProcess
+from exo.gpu.execution.successes import Successes, part_of
 from exo.gpu.execution.watchdog import WATCHDOG
 from exo.gpu.execution.watched_task import Limits, WatchedTask
 from exo.gpu.vocabulary.errors import WorkerDied
@@ -35,6 +33,7 @@ from exo.gpu.vocabulary.job import (
     SlotOutcomes,
     SlotOutput,
     SlotReady,
+    SlotRecalled,
     SlotSetup,
     SlotState,
     Work,
@@ -42,16 +41,18 @@ from exo.gpu.vocabulary.job import (
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from exo.gpu.execution.runner import Runner
 
 logger = logging.getLogger(__name__)
 
-# A process that cannot even be set up so many times in a row will not be the next time.
-STARTS_IN_A_ROW = 3
 
-# Between two deaths, or two starts that fail, of one slot; doubled each time, up to the second.
-BACKOFF_SECONDS = 0.05
-LONGEST_BACKOFF_SECONDS = 5.0
+class Loss(NamedTuple):
+    """Of a worker that is gone."""
+
+    reason: str
+    cause: Cause
 
 
 class RunnerSupervisor:
@@ -81,32 +82,29 @@ class RunnerSupervisor:
     ) -> None:
         self.slot_id = slot_id
         self.state = SlotState.STARTING
-        self._python = python
         self._environ = environ
         self._keep_open = keep_open
         self._setup = setup
         self._sink = sink
-        self._limits = limits or Limits()
         self._patterns = patterns or Patterns()
-        self._settle = settle
         self._on_state = on_state
-        self._prints = Prints(slot_id, on_output) if on_output else None
-        self._kills = MemoryKills()
         self._inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._stop_asked = threading.Event()
-        self._runner: Runner | None = None
         self._commands: list[subprocess.Popen[bytes]] = []
-        self._lock = threading.Lock()  # around what the watchdog and callers see too
-        self._task: WatchedTask | None = None
         self._work_id: int | None = None
+        self._queued: dict[int, Work] = {}
+        self._work_items: Sequence[int] = ()
+        self._ends = 0
         self._withdrawn: set[tuple[int, int | None]] = set()
-        self._taken = 0
-        """Items that the present process was given."""
-        self._deaths = 0
-        """In a row."""
-        self._used = False
-        """Whether a process was here whose memory may not be back yet."""
-        WATCHDOG.add(self)
+        self._loss = Loss("", Cause.CLOSED)
+        self._holder = RunnerHolder(
+            environ,
+            keep_open,
+            python,
+            limits=limits or Limits(),
+            prints=Prints(slot_id, on_output) if on_output else None,
+            settle=settle,
+        )
+        WATCHDOG.add(self._holder)
         self._thread = threading.Thread(
             target=self._live, name=f"exo-gpu-slot-{slot_id}", daemon=True
         )
@@ -114,6 +112,8 @@ class RunnerSupervisor:
 
     def submit(self, work: Work) -> None:
         """Queue a piece of work; returns at once."""
+        with self._holder.lock:
+            self._queued[work.work_id] = work
         self._inbox.put(work)
 
     def cancel(self, work_id: int, item: int | None = None) -> None:
@@ -123,24 +123,37 @@ class RunnerSupervisor:
         function; after the grace the process gets SIGTERM, then SIGKILL. An item that has ended,
         or is unknown, is left alone.
         """
-        with self._lock:
+        with self._holder.lock:
             if work_id != self._work_id:
                 self._withdrawn.add((work_id, item))
                 return
             self._condemn(item)
         WATCHDOG.hurry(time.monotonic())
 
+    def recall(self, work_id: int) -> None:
+        """Take back what has not begun of a piece of work; returns at once.
+
+        :class:`SlotRecalled` says what that was; it never comes where all had begun.
+        """
+        with self._holder.lock:
+            queued = self._queued.pop(work_id, None)
+            if queued is not None:
+                self._sink(SlotRecalled(self.slot_id, work_id, tuple(queued.items)))
+                self._sink(SlotIdle(self.slot_id, work_id))
+            elif self._holder.runner is not None and work_id == self._work_id:
+                self._holder.runner.recall(work_id)
+
     def allow(self, work_id: int, count: int) -> None:
         """Let a stream be so many chunks more ahead of its reader; returns at once."""
-        with self._lock:
-            if self._runner is not None and work_id == self._work_id:
-                self._runner.allow(work_id, count)
+        with self._holder.lock:
+            if self._holder.runner is not None and work_id == self._work_id:
+                self._holder.runner.allow(work_id, count)
 
     def ask_to_stop(self, *, kill: bool) -> None:
         """Let the slot end after its current work, or with ``kill`` at once; returns at once."""
         if self._thread.is_alive():
             self._enter(SlotState.DRAINING)
-        self._stop_asked.set()
+        self._holder.stop_asked.set()
         self._inbox.put(None)
         if kill:
             self._kill()
@@ -153,11 +166,6 @@ class RunnerSupervisor:
             self._kill()
             self._thread.join(timeout_seconds)
 
-    def check(self, now: float) -> float:
-        """Look after what runs; for the watchdog."""
-        with self._lock:
-            return math.inf if self._task is None else self._task.check(now)
-
     def _enter(self, state: SlotState) -> None:
         over = (SlotState.STOPPED, SlotState.FAILED)
         if self.state in over or (self.state is SlotState.DRAINING and state not in over):
@@ -167,23 +175,23 @@ class RunnerSupervisor:
             self._on_state(state)
 
     def _kill(self) -> None:
-        with self._lock:
-            if self._runner is not None:
-                self._runner.kill()
+        with self._holder.lock:
+            if self._holder.runner is not None:
+                self._holder.runner.kill()
             CommandProcess(self._commands).kill()
 
     def _condemn(self, item: int | None) -> None:
-        if self._task is not None:
+        if self._holder.task is not None:
             for one in self._work_items if item is None else (item,):
-                self._task.condemn(one, Cause.CANCELLED, time.monotonic())
+                self._holder.task.condemn(one, Cause.CANCELLED, time.monotonic())
 
     def _live(self) -> None:
         try:
             self._serve()
         finally:
-            WATCHDOG.remove(self)
-            if self._runner is not None:
-                self._runner.close()
+            WATCHDOG.remove(self._holder)
+            if self._holder.runner is not None:
+                self._holder.runner.close()
             self._enter(SlotState.STOPPED)
 
     def _serve(self) -> None:
@@ -193,7 +201,9 @@ class RunnerSupervisor:
         if self._setup is None:
             self._sink(SlotReady(self.slot_id, 0))
         while (work := self._inbox.get()) is not None:
-            if self._stop_asked.is_set():
+            with self._holder.lock:
+                recalled = self._queued.pop(work.work_id, None) is None
+            if recalled or self._holder.stop_asked.is_set():
                 continue
             self._enter(SlotState.RUNNING)
             work = self._without_withdrawn(work)
@@ -207,7 +217,7 @@ class RunnerSupervisor:
 
     def _without_withdrawn(self, work: Work) -> Work:
         """What is left of a piece of work of which items were cancelled before it began."""
-        with self._lock:
+        with self._holder.lock:
             self._work_id, self._work_items = work.work_id, work.items
             if not self._withdrawn:
                 return work
@@ -220,100 +230,97 @@ class RunnerSupervisor:
             outcomes = tuple(dead_outcome(item, Cause.CANCELLED, "", now) for item in gone)
             self._sink(SlotOutcomes(self.slot_id, outcomes))
         kept = [place for place, item in enumerate(work.items) if item not in gone]
-        return msgspec.structs.replace(
-            work,
-            items=tuple(work.items[place] for place in kept),
-            payloads=tuple(work.payloads[place] for place in kept if work.payloads),
-        )
-
-    def _watch(self, task: WatchedTask | None) -> None:
-        with self._lock:
-            self._task = task
-        if task is not None:
-            WATCHDOG.hurry(task.first_due)
+        return part_of(work, kept)
 
     def _command(self, work: Work) -> None:
-        self._settle_memory()
-        self._kills.mark()
+        self._holder.settle_memory()
+        self._holder.kills.mark()
         process = CommandProcess(self._commands)
         task = WatchedTask(
             process,
             work.items,
             time.monotonic(),
-            self._limits,
+            self._holder.limits,
             deadline_seconds=work.deadline_seconds,
             asked=lambda: False,
         )
-        self._watch(task)
+        self._holder.watch(task)
         outcome = run_command(work, self._environ, self._keep_open, self._commands)
-        self._used = True
-        self._watch(None)
+        self._holder.used = True
+        self._holder.watch(None)
         ended_for = task.ended(outcome.item)
-        oom_kills = self._kills.since() if outcome.exit_status else None
+        oom_kills = self._holder.kills.since() if outcome.exit_status else None
         outcome = judged_command(outcome, ended_for, task.why, oom_kills, self._patterns)
         self._sink(SlotOutcomes(self.slot_id, (outcome,)))
 
     def _perform(self, work: Work) -> bool:
         """Do one piece of work; False when the slot has to be given up."""
-        done = 0
-        while done < len(work.items):
-            if not self._have_runner(unfinished=work.items[done:]):
+        done, self._ends = 0, len(work.items)
+        while done < self._ends:
+            if not self._have_runner(unfinished=tuple(work.items[done:])):
                 return False
             piece = self._piece(work, done)
-            reported = self._do(piece)
+            task, began_at = self._task_for(piece), time.time()
+            reported = self._do(piece, task)
             done += reported
-            if reported < len(piece.items):
-                self._tell_death(work, done)
+            if reported < min(len(piece.items), self._ends - done + reported):
+                self._tell_death(work, done, task, began_at)
                 return True
         self._sink(SlotIdle(self.slot_id, work.work_id))
         return True
 
     def _have_runner(self, *, unfinished: tuple[int, ...]) -> bool:
         most = self._setup.max_tasks_per_worker if self._setup else None
-        if self._runner is not None and most is not None and self._taken >= most:
-            self._end_runner()
-        if self._runner is not None and not self._runner.alive:
+        if self._holder.runner is not None and most is not None and self._holder.taken >= most:
+            self._holder.end()
+        if self._holder.runner is not None and not self._holder.runner.alive:
             # It died between two pieces of work, which is no attempt at this one.
-            self._end_runner()
-        return self._runner is not None or self._start(unfinished=unfinished)
+            self._holder.end()
+        return self._holder.runner is not None or self._start(unfinished=unfinished)
 
-    def _end_runner(self) -> None:
-        runner = self._runner
-        with self._lock:
-            self._runner = None
-        if runner is not None:
-            runner.close()
+    def _start(self, *, unfinished: tuple[int, ...]) -> bool:
+        """Start a runner that is set up; False when the slot has to be given up."""
+        assert self._setup is not None
+        problem = self._holder.start(self._setup, first=not unfinished)
+        runner = self._holder.runner
+        if problem is None and runner is not None:
+            self._sink(SlotReady(self.slot_id, runner.pid))
+            return True
+        if problem:
+            self._enter(SlotState.FAILED)
+            self._sink(SlotFailed(self.slot_id, problem, unfinished))
+        return False
 
     def _piece(self, work: Work, done: int) -> Work:
         """What goes to the present process at once: all, unless a limit counts single items."""
         most = self._setup.max_tasks_per_worker if self._setup else None
-        room = len(work.items) if most is None else most - self._taken
+        room = len(work.items) if most is None else most - self._holder.taken
         if work.deadline_seconds is not None or work.stream:
             room = 1
         if done == 0 and room >= len(work.items):
             return work
-        part = slice(done, done + room)
-        return msgspec.structs.replace(work, items=work.items[part], payloads=work.payloads[part])
+        return part_of(work, range(done, min(done + room, len(work.items))))
 
-    def _do(self, piece: Work) -> int:
-        """Have a piece done, and say how many of its items were reported."""
-        runner = self._runner
-        assert runner is not None
-        self._taken += len(piece.items)
-        process = RunnerProcess(runner, piece.work_id)
-        task = self._present = WatchedTask(
-            process,
+    def _task_for(self, piece: Work) -> WatchedTask:
+        assert self._holder.runner is not None
+        return WatchedTask(
+            RunnerProcess(self._holder.runner, piece.work_id),
             piece.items,
             time.monotonic(),
-            self._limits,
+            self._holder.limits,
             deadline_seconds=piece.deadline_seconds,
         )
-        self._watch(task)
+
+    def _do(self, piece: Work, task: WatchedTask) -> int:
+        """Have a piece done, and say how many of its items were reported."""
+        runner = self._holder.runner
+        assert runner is not None
+        self._holder.taken += len(piece.items)
+        self._holder.watch(task)
         reported = chunks = 0
         spoiled = False
-        self._began_at = time.time()
-        if self._prints:
-            self._prints.item = piece.items[0] if len(piece.items) == 1 else None
+        if self._holder.prints:
+            self._holder.prints.item = piece.items[0] if len(piece.items) == 1 else None
         try:
             for report in runner.work(piece):
                 task.heard()
@@ -322,12 +329,17 @@ class RunnerSupervisor:
                 elif isinstance(report, bytes):
                     self._sink(SlotChunk(self.slot_id, piece.items[0], chunks, report))
                     chunks += 1
+                elif isinstance(report, Recalled):
+                    self._ends -= len(report.items)
+                    self._sink(SlotRecalled(self.slot_id, piece.work_id, report.items))
                 else:
-                    outcomes = tuple(self._judge(task, outcome) for outcome in report)
-                    spoiled = spoiled or any(one.cause in SPOILING for one in outcomes)
+                    outcomes: Sequence[Outcome] = report
+                    if task.doomed or not isinstance(report, Successes):
+                        outcomes = tuple(self._judge(task, outcome) for outcome in report)
+                        spoiled = spoiled or any(one.cause in SPOILING for one in outcomes)
                     reported += len(outcomes)
                     self._print_all()
-                    self._deaths = 0
+                    self._holder.deaths = 0
                     self._sink(SlotOutcomes(self.slot_id, outcomes))
             self._print_all()
         except WorkerDied as error:
@@ -339,112 +351,47 @@ class RunnerSupervisor:
             runner.close()
             self._lose(runner, str(error) or type(error).__name__)
         finally:
-            self._watch(None)
+            self._holder.watch(None)
         if spoiled:
-            self._end_runner()
+            self._holder.end()
         return reported
 
     def _print_all(self) -> None:
-        if self._prints:
-            self._prints.drain()
-            self._prints.item = None
+        if self._holder.prints:
+            self._holder.prints.drain()
+            self._holder.prints.item = None
 
     def _judge(self, task: WatchedTask, outcome: Outcome) -> Outcome:
         if outcome.payload and not task.doomed and outcome.ending == "succeeded":
             return outcome
-        with self._lock:
+        with self._holder.lock:
             ended_for = task.ended(outcome.item)
         return judged_report(outcome, ended_for, task.why, self._patterns)
 
     def _lose(self, runner: Runner, reason: str) -> None:
         """The worker is gone; what it had not reported is told by :meth:`_tell_death`."""
-        with self._lock:
-            self._runner = None
-        self._deaths += 1
-        self._reason = reason
-        evidence = Evidence(returncode=runner.returncode, oom_kills=self._kills.since())
+        self._holder.forget()
+        evidence = Evidence(returncode=runner.returncode, oom_kills=self._holder.kills.since())
         finding = classify(evidence, self._patterns)
         # Its exit status is no item's: to us it just went.
         known = finding.cause is not Cause.EXIT_STATUS
-        self._cause = finding.cause if known else Cause.CLOSED
-        if finding.words:
-            self._reason += f" ({finding.words})"
+        words = f" ({finding.words})" if finding.words else ""
+        self._loss = Loss(f"{reason}{words}", finding.cause if known else Cause.CLOSED)
 
-    def _tell_death(self, work: Work, done: int) -> None:
+    def _tell_death(self, work: Work, done: int, task: WatchedTask, began_at: float) -> None:
         """Of the items that were not reported: those that we ended, and those that went along."""
-        unfinished = work.items[done:]
-        task = self._present
+        unfinished = work.items[done : self._ends]
+        reason = self._loss.reason
         ended = {item: task.doomed[item] for item in unfinished if item in task.doomed}
         rest = tuple(item for item in unfinished if item not in ended)
         if ended:
-            logger.info("slot %d: %s, as it was to", self.slot_id, self._reason)
+            logger.info("slot %d: %s, as it was to", self.slot_id, reason)
             outcomes = tuple(
-                dead_outcome(item, cause, task.why and f"it {task.why}", self._began_at)
+                dead_outcome(item, cause, task.why and f"it {task.why}", began_at)
                 for item, cause in ended.items()
             )
             self._sink(SlotOutcomes(self.slot_id, outcomes))
         else:
-            logger.warning("slot %d: %s", self.slot_id, self._reason)
-        cause = Cause.COLLATERAL if ended else self._cause
-        self._sink(SlotDied(self.slot_id, work.work_id, rest, self._reason, time.time(), cause))
-
-    def _settle_memory(self) -> None:
-        if self._settle is not None and self._used:
-            self._settle(lambda: not self._stop_asked.is_set())
-        self._used = False
-
-    def _start(self, *, unfinished: tuple[int, ...]) -> bool:
-        """Start a runner that is set up; False when the slot has to be given up."""
-        assert self._setup is not None
-        problem = ""
-        if self._deaths > 1:
-            self._back_off(self._deaths - 2)
-        for number in range(STARTS_IN_A_ROW):
-            if number:
-                self._back_off(number - 1)
-            if self._stop_asked.is_set():
-                return False
-            self._settle_memory()
-            problem = self._start_once(self._setup) or ""
-            if not problem:
-                return True
-            if self._refused and not unfinished:
-                break  # at the first start it fails for good; later it may have been the moment
-        with self._lock:
-            self._runner = None
-        self._enter(SlotState.FAILED)
-        self._sink(SlotFailed(self.slot_id, problem, unfinished))
-        return False
-
-    def _back_off(self, times: int) -> None:
-        self._stop_asked.wait(min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2**times))
-
-    def _start_once(self, setup: SlotSetup) -> str | None:
-        """None once a runner is ready, or why there is none."""
-        self._refused = False
-        self._kills.mark()
-        try:
-            runner = Runner(self._environ, self._keep_open, self._python, prints=self._prints)
-        except OSError as error:
-            return f"no worker starts: {error}"
-        with self._lock:
-            self._runner = runner
-        self._used, self._taken = True, 0
-        process = RunnerProcess(runner, None)
-        limits = msgspec.structs.replace(self._limits, acknowledgement_seconds=math.inf)
-        task = WatchedTask(
-            process, (-1,), time.monotonic(), limits, deadline_seconds=setup.start_seconds
-        )
-        self._watch(task)
-        try:
-            refused = runner.set_up(setup)
-        except WorkerDied as error:
-            return f"no worker starts: {task.why or error}"
-        finally:
-            self._watch(None)
-        if refused is None:
-            self._sink(SlotReady(self.slot_id, runner.pid))
-            return None
-        self._refused = True
-        self._end_runner()
-        return refused
+            logger.warning("slot %d: %s", self.slot_id, reason)
+        cause = Cause.COLLATERAL if ended else self._loss.cause
+        self._sink(SlotDied(self.slot_id, work.work_id, rest, reason, time.time(), cause))

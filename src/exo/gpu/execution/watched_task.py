@@ -70,7 +70,8 @@ class WatchedTask:
         """What is to be ended, and why, by item."""
         self.why = ""
         self._process = process
-        self._items = {item: place for place, item in enumerate(items)}
+        self._items = items if isinstance(items, range) else dict.fromkeys(items)
+        self._place_of = items.index
         self._limits = limits
         self._began = self._heard = now
         self._deadline = math.inf if deadline_seconds is None else now + deadline_seconds
@@ -109,7 +110,7 @@ class WatchedTask:
         self.doomed[item] = cause
         self.why = why or self.why
         if self._step > 0 and cause is not Cause.UNRESPONSIVE:
-            self._process.cancel(self._items[item])
+            self._process.cancel(self._place_of(item))
 
     def check(self, now: float) -> float:
         """Do what is due, and say when to look again."""
@@ -132,7 +133,7 @@ class WatchedTask:
         self._step_due = now + self._limits.grace_seconds
         if self._step == 0 and not hopeless and self._asked():
             for item in tuple(self.doomed):
-                self._process.cancel(self._items[item])
+                self._process.cancel(self._place_of(item))
         elif self._step <= 1 and not hopeless:
             self._step = 1
             self._process.terminate()

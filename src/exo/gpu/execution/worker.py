@@ -14,20 +14,17 @@ import signal
 import socket
 import sys
 import threading
-import time
-import traceback
 from collections import OrderedDict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from exo.gpu.execution.item_loop import ItemLoop
+    from exo.gpu.vocabulary.parcel import Batch, Parcel
+
 # Both sides keep this many functions and forget the one used longest ago, so that they agree.
 FUNCTIONS_KEPT = 8
-
-# Outcomes are held back this long at most, so that short items share a frame.
-REPORT_SECONDS = 0.02
 
 # Linux, prctl.h: the signal that the kernel sends once the parent has died.
 PR_SET_PDEATHSIG = 1
@@ -36,26 +33,28 @@ PR_SET_PDEATHSIG = 1
 def main(descriptor: int, second: int, parent: int) -> int:
     """Serve the socket until the parent closes it; 0 then, 1 when the set-up was refused."""
     # As a script, this folder leads sys.path, where our file names would shadow others'.
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".") != Path(__file__).parent]
-    sys.path.append(str(Path(__file__).parents[3]))
-    from exo.gpu.execution.frames import Frame, receive_frame, send_frame
+    here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pathlib is slow
+    sys.path[:] = [entry for entry in sys.path if entry != here]
+    sys.path.append(here[: -len("/exo/gpu/execution")])
+    from exo.gpu.execution.frames import Frame, receive_with_blobs, send_frame
+    from exo.gpu.execution.item_loop import ItemLoop
+    from exo.gpu.execution.packing import raise_up
 
     stream, side = socket.socket(fileno=descriptor), socket.socket(fileno=second)
     # A child that the user's code forks must not keep the connections open when we die.
     os.register_at_fork(after_in_child=lambda: (stream.close(), side.close()))
     desk = Desk()
     signal.signal(signal.SIGINT, desk.interrupt)
-    listener = threading.Thread(target=_listen, args=(side, desk, parent), daemon=True)
+    loop = ItemLoop(stream, _pack_result, pickle_error)
+    listener = threading.Thread(target=_listen, args=(side, desk, loop, parent), daemon=True)
     listener.start()
-    reporter = _Reporter(stream, send_frame, Frame.OUTCOMES)
     functions: OrderedDict[int, Callable[..., Any]] = OrderedDict()
-    origin = time.time() - time.perf_counter()
     prints_aside = False
     while True:
-        frame = receive_frame(stream)
+        frame = receive_with_blobs(stream)
         if frame is None:
             return 0
-        kind, payload = frame
+        kind, payload, blobs = frame
         if kind is Frame.SETUP:
             *setup, prints_aside = pickle.loads(payload)
             problem = _set_up(*setup)
@@ -64,24 +63,25 @@ def main(descriptor: int, second: int, parent: int) -> int:
                 return 1
             send_frame(stream, Frame.READY, pickle.dumps(os.getpid()))
         elif kind is Frame.FUNCTION:
-            number, pickled = pickle.loads(payload)
-            functions[number] = _load_function(pickled)
+            number, flat = pickle.loads(payload)
+            functions[number] = _load_function(raise_up(flat, iter(blobs)))
             while len(functions) > FUNCTIONS_KEPT:
                 functions.popitem(last=False)
         else:
-            desk.work, number, pickled, stream_credits = pickle.loads(payload)
-            if number is not None:
-                functions.move_to_end(number)
-            function = functions[number] if number is not None else _apply
+            work, number, is_single, flat, stream_credits = pickle.loads(payload)
+            desk.work = work
+            function = _function_of(number, functions, is_single=is_single)
             if stream_credits:
                 send_frame(stream, Frame.ACKNOWLEDGED, b"")
                 function = _streaming(function, desk, stream, stream_credits)
-            _work(reporter, function, pickled, origin, desk)
+            batch = raise_up(flat, iter(blobs))
+            frame = payload = blobs = flat = None  # the items alone hold their memory
+            loop.run(work, function, batch, desk)
+            batch = None
             desk.close()
             if prints_aside:
                 _flush_prints()
-            reporter.flush()
-            send_frame(stream, Frame.IDLE, b"")
+            loop.report(Frame.IDLE)
 
 
 class Desk:
@@ -134,7 +134,7 @@ class Desk:
             self.cancelled = set()
 
 
-def _listen(side: socket.socket, desk: Desk, parent: int) -> None:
+def _listen(side: socket.socket, desk: Desk, loop: ItemLoop, parent: int) -> None:
     """Answer the parent, and end with it: nobody will hear of this work."""
     from exo.gpu.execution.frames import Frame, receive_frame, send_frame
 
@@ -145,6 +145,8 @@ def _listen(side: socket.socket, desk: Desk, parent: int) -> None:
             send_frame(side, Frame.PONG, pickle.dumps(desk.work))
         elif kind is Frame.CANCEL:
             desk.cancel(*pickle.loads(payload))
+        elif kind is Frame.RECALL:
+            loop.recall(pickle.loads(payload))
         elif kind is Frame.CREDIT:
             desk.allow(*pickle.loads(payload))
     os.killpg(0, signal.SIGKILL)
@@ -213,6 +215,8 @@ def _set_up(version: tuple[int, int], path: list[str], initializer: bytes | None
         function, arguments = load(initializer)
         function(*arguments)
     except BaseException:  # noqa: BLE001 - whatever the user's code raises is reported
+        import traceback
+
         return f"the initializer failed:\n{traceback.format_exc()}"
     return None
 
@@ -222,11 +226,11 @@ def _apply(call: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> 
     return function(*arguments, **keywords)
 
 
-def _load_function(pickled: bytes) -> Callable[..., Any]:
-    try:
-        from exo.gpu.execution.main_namespace import load
+def _load_function(batch: Batch) -> Callable[..., Any]:
+    from exo.gpu.execution.packing import unpack
 
-        function = load(pickled)
+    try:
+        return unpack(batch.parcels[0])
     except BaseException as error:  # noqa: BLE001 - every item of this function reports it
         problem = error
 
@@ -235,74 +239,38 @@ def _load_function(pickled: bytes) -> Callable[..., Any]:
 
         return refuse
 
+
+def _function_of(
+    number: int | None, functions: OrderedDict[int, Callable[..., Any]], *, is_single: bool
+) -> Callable[[Any], Any]:
+    """What is called with each item of a work; without a number, items bring their own."""
+    if number is None:
+        return _apply
+    functions.move_to_end(number)
+    return functions[number] if is_single else _spreading(functions[number])
+
+
+def _spreading(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(arguments: tuple[Any, ...]) -> Any:
         return function(*arguments)
 
     return call
 
 
-class _Reporter:
-    """Sends outcomes together, but holds none back for longer than :data:`REPORT_SECONDS`.
+def _pack_result(value: object) -> Parcel:
+    """A result as a parcel; what pickle cannot name goes by value.
 
-    A thread sees to that while the next item runs: the caller may be waiting for the last one.
+    Raises:
+        NotTransferable: saying what could not be pickled.
+
     """
+    from exo.gpu.execution.packing import pack
+    from exo.gpu.vocabulary.parcel import Parcel
 
-    def __init__(self, stream: socket.socket, send: Callable[..., None], kind: object) -> None:
-        self._stream, self._send, self._kind = stream, send, kind
-        self._outcomes: list[tuple[int, bool, float, float, bytes]] = []
-        self._flushed = time.perf_counter()
-        self._lock = threading.Lock()
-        self._waiting = threading.Event()
-        threading.Thread(target=self._flush_late, name="exo-gpu-report", daemon=True).start()
-
-    def add(self, outcome: tuple[int, bool, float, float, bytes]) -> None:
-        with self._lock:
-            self._outcomes.append(outcome)
-        if time.perf_counter() - self._flushed > REPORT_SECONDS:
-            self.flush()
-        else:
-            self._waiting.set()
-
-    def flush(self) -> None:
-        with self._lock:
-            self._waiting.clear()
-            if self._outcomes:
-                self._send(self._stream, self._kind, pickle.dumps(self._outcomes))
-                self._outcomes = []
-            self._flushed = time.perf_counter()
-
-    def _flush_late(self) -> None:
-        while True:
-            self._waiting.wait()
-            time.sleep(REPORT_SECONDS)
-            try:
-                self.flush()
-            except OSError:
-                return  # the parent is gone; the main thread finds out by itself
-
-
-def _work(
-    reporter: _Reporter,
-    function: Callable[..., Any],
-    pickled: bytes,
-    origin: float,
-    desk: Desk,
-) -> None:
-    from exo.gpu.execution.main_namespace import load
-
-    for place, item in enumerate(pickle.loads(pickled)):
-        started = time.perf_counter()
-        try:
-            desk.place = place
-            if desk.cancelled and place in desk.cancelled:
-                raise KeyboardInterrupt("cancelled")
-            succeeded, payload = True, pickle_result(function(load(item)))
-            desk.place = -1
-        except BaseException as error:  # noqa: BLE001 - the item's own failure, sys.exit included
-            desk.place = -1
-            succeeded, payload = False, pickle_error(error)
-        ended = time.perf_counter()
-        reporter.add((place, succeeded, origin + started, origin + ended, payload))
+    try:
+        return pack(value)
+    except Exception as problem:  # noqa: BLE001 - pickle raises whatever an object's reducer does
+        return Parcel((_pickle_by_value(value, "the result", problem),))
 
 
 def pickle_result(value: object, what: str = "the result") -> bytes:
@@ -332,6 +300,8 @@ def _pickle_by_value(value: object, what: str, problem: Exception) -> bytes:
 
 def pickle_error(error: BaseException) -> bytes:
     """(pickled exception or None, its class and text, traceback, names of its classes) as bytes."""
+    import traceback  # loaded with the first failure
+
     text = "".join(traceback.format_exception(error))
     summary = "".join(traceback.format_exception_only(error)).strip()
     try:

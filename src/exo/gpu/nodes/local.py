@@ -173,6 +173,10 @@ class LocalNode:
         """End an item of a piece of work, or all of it; harmless where it has ended."""
         self._agent.slots.cancel(slot_id, work_id, item)
 
+    def recall(self, slot_id: int, work_id: int) -> None:
+        """Take back what has not begun of a piece of work; harmless where all has."""
+        self._agent.slots.recall(slot_id, work_id)
+
     def allow(self, slot_id: int, work_id: int, count: int) -> None:
         """Let a stream be so many chunks more ahead; harmless where it has ended."""
         self._agent.slots.allow(slot_id, work_id, count)

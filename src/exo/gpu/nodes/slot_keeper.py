@@ -80,6 +80,11 @@ class SlotKeeper:
         if slot_id in self._slots:
             self._slots[slot_id][0].cancel(work_id, item)
 
+    def recall(self, slot_id: int, work_id: int) -> None:
+        """Take back what has not begun of a piece of work; harmless where all has."""
+        if slot_id in self._slots:
+            self._slots[slot_id][0].recall(work_id)
+
     def allow(self, slot_id: int, work_id: int, count: int) -> None:
         """Let a stream be so many chunks more ahead; harmless where it has ended."""
         if slot_id in self._slots:

@@ -85,6 +85,13 @@ class Node(Protocol):
         """End an item of a piece of work, or all of it; harmless where it has ended."""
         ...
 
+    def recall(self, slot_id: int, work_id: int) -> None:
+        """Take back what has not begun of a piece of work; the sink hears what that was.
+
+        It hears nothing where all has begun, or ended.
+        """
+        ...
+
     def allow(self, slot_id: int, work_id: int, count: int) -> None:
         """Let a stream be so many chunks more ahead; harmless where it has ended."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -83,7 +83,7 @@ class RetryVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """It is sent by itself, so that it takes nobody down."""
 
 
-def retry_names(retry_on: Iterable[object]) -> tuple[str, ...]:
+def retry_names(retry_on: Iterable[Any]) -> tuple[str, ...]:
     """Exception classes, causes and exit statuses as the texts of :attr:`RetryPolicy.retry_on`.
 
     Raises:
@@ -99,9 +99,8 @@ def retry_names(retry_on: Iterable[object]) -> tuple[str, ...]:
         elif isinstance(one, (int, str)) and one != "" and not isinstance(one, bool):
             names.append(str(one))
         else:
-            raise InvalidValue(
-                "retry_on", repr(one), "an exception class, a cause or an exit status"
-            )
+            asked = "an exception class, a cause or an exit status"
+            raise InvalidValue("retry_on", f"{one!r}", asked)
     return tuple(names)
 
 

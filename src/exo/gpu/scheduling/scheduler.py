@@ -1,13 +1,12 @@
-"""Pull-based dispatch: which slot takes how many items next, and what becomes of a dead one's."""
+"""Pull-based dispatch: which slot takes how many items next, and from whom it takes them over."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Hashable, Mapping
 
 import msgspec
-
-from exo.gpu.scheduling.retry import try_again
 
 # Long enough that dispatch (about 0.3 ms a chunk) is lost in it, short enough to balance with.
 CHUNK_SECONDS = 0.1
@@ -15,8 +14,20 @@ CHUNK_SECONDS = 0.1
 # A chunk at most doubles, so that one lucky short item does not buy a slot a long one.
 GROWTH = 2
 
+# Deaths send what was unreported again item by item, which is dear for more than this.
+MOST_ITEMS = 20_000
+
 # Weight of the newest chunk in a slot's estimate of the seconds that an item takes.
 SMOOTHING = 0.5
+
+# A slot whose chunk ends within this gets its next one already: two reports of a worker apart.
+AHEAD_SECONDS = 0.04
+
+# A slot remembers its speed at so many kinds of work.
+KINDS_KEPT = 8
+
+UNKNOWN = 2**53
+"""Stands for how many items are left where nobody knows yet."""
 
 
 class Take(msgspec.Struct, frozen=True):
@@ -26,19 +37,28 @@ class Take(msgspec.Struct, frozen=True):
     fresh: int = 0
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """Of a dead slot's unfinished items: which wait for another try, which are given up."""
+class _Speed:
+    """What a slot was seen to do with one kind of work."""
 
-    again: tuple[int, ...]
-    given_up: tuple[int, ...]
-
-
-class _Slot:
     __slots__ = ("chunk", "seconds_per_item")
 
     def __init__(self) -> None:
         self.chunk = 0
         self.seconds_per_item: float | None = None
+
+
+class _Slot:
+    """A slot: its speeds, the kind used last at the end."""
+
+    def __init__(self) -> None:
+        self.speeds: dict[Hashable, _Speed] = {}
+
+    def at(self, kind: Hashable) -> _Speed:
+        """Its speed at a kind of work."""
+        speed = self.speeds[kind] = self.speeds.pop(kind, None) or _Speed()
+        while len(self.speeds) > KINDS_KEPT:
+            del self.speeds[next(iter(self.speeds))]
+        return speed
 
 
 class PullScheduler:
@@ -47,19 +67,18 @@ class PullScheduler:
     A slot's chunk is what it does in :data:`CHUNK_SECONDS` by its own measured speed, never more
     than its share of half of what is left, weighted by speed (factoring, Hummel et al. 1992), so
     that no slot sits on a long chunk while the others are done. An item whose process died goes
-    first, alone, and is given up after ``max_attempts`` deaths.
+    first, alone: it may be the one that killed it.
     """
 
     def __init__(self, *, max_attempts: int = 3) -> None:
         self._max_attempts = max_attempts
         self._slots: dict[int, _Slot] = {}
-        self._dead: deque[int] = deque()
-        self._deaths: dict[int, int] = {}
+        self._again: deque[int] = deque()
 
     @property
     def waiting(self) -> int:
-        """How many items of dead slots wait for another try."""
-        return len(self._dead)
+        """How many items wait for another try."""
+        return len(self._again)
 
     def open_slot(self, slot_id: int) -> None:
         """A slot can take work."""
@@ -69,61 +88,68 @@ class PullScheduler:
         """A slot is gone for good."""
         self._slots.pop(slot_id, None)
 
-    def take(self, slot_id: int, available: int) -> Take:
-        """What the free slot takes now, of ``available`` fresh items; empty when nothing waits."""
-        if self._dead:
-            return Take(items=(self._dead.popleft(),))
-        slot = self._slots[slot_id]
-        slot.chunk = min(self._chunk(slot, available), available)
-        return Take(fresh=slot.chunk)
+    def take(self, slot_id: int, available: int, kind: Hashable = None) -> Take:
+        """What the slot takes next, of ``available`` fresh items; empty when nothing waits.
 
-    def finished(self, slot_id: int, items: int, seconds: float) -> None:
+        ``kind`` tells work apart whose items take unlike times, such as two functions.
+        """
+        if self._again:
+            return Take(items=(self._again.popleft(),))
+        speed = self._slots[slot_id].at(kind)
+        speed.chunk = min(self._chunk(speed, available, kind), available)
+        return Take(fresh=speed.chunk)
+
+    def finished(self, slot_id: int, items: int, seconds: float, kind: Hashable = None) -> None:
         """A slot ended a piece of work of ``items`` items after ``seconds``."""
         slot = self._slots.get(slot_id)
         if slot is None or items <= 0:
             return
+        speed = slot.at(kind)
         newest = max(seconds, 0.0) / items
-        known = slot.seconds_per_item
-        slot.seconds_per_item = (
+        known = speed.seconds_per_item
+        speed.seconds_per_item = (
             newest if known is None else SMOOTHING * newest + (1 - SMOOTHING) * known
         )
 
-    def settled(self, item: int) -> None:
-        """An item has ended for good: its deaths need not be remembered."""
-        self._deaths.pop(item, None)
+    def is_nearly_done(self, slot_id: int, left: int, kind: Hashable = None) -> bool:
+        """Whether a slot with ``left`` items to go should have its next chunk already."""
+        slot = self._slots.get(slot_id)
+        if slot is None or self._again:
+            return False
+        seconds = slot.at(kind).seconds_per_item
+        return seconds is not None and left * seconds <= AHEAD_SECONDS
 
-    def died(self, unfinished: tuple[int, ...]) -> Verdict:
-        """A slot's process died with these items unreported: decide on each."""
-        again: list[int] = []
-        given_up: list[int] = []
-        for item in unfinished:
-            deaths = self._deaths[item] = self._deaths.get(item, 0) + 1
-            if try_again(deaths, self._max_attempts):
-                again.append(item)
-            else:
-                given_up.append(item)
-                self.settled(item)
-        self._dead.extend(again)
-        return Verdict(tuple(again), tuple(given_up))
+    def victim(self, left: Mapping[int, int]) -> int | None:
+        """The slot whose waiting items an idle one should have, if any should.
+
+        ``left`` are the unreported items of each slot that works: the first of them runs, and the
+        others wait. The one with the most to go is taken, by what each is known to do.
+        """
+        waiting = {slot_id: count for slot_id, count in left.items() if count > 1}
+        if not waiting:
+            return None
+        return max(waiting, key=lambda slot_id: (waiting[slot_id], -slot_id))
 
     def give_back(self, items: tuple[int, ...]) -> None:
-        """Items that a slot never began wait again; no death is counted."""
-        self._dead.extend(items)
+        """Items that are to be tried once more wait again; each goes alone, before all others."""
+        self._again.extend(items)
 
-    def _chunk(self, slot: _Slot, available: int) -> int:
+    def _chunk(self, speed: _Speed, available: int, kind: Hashable) -> int:
         # With a single attempt, an item must not die of its neighbour.
-        if slot.seconds_per_item is None or self._max_attempts == 1:
+        if speed.seconds_per_item is None or self._max_attempts == 1:
             return 1
-        by_time = CHUNK_SECONDS / slot.seconds_per_item if slot.seconds_per_item > 0 else math.inf
-        share = self._speed_share(slot)
-        by_rest = math.ceil(available * share / 2)
-        return max(1, math.floor(min(by_time, max(slot.chunk, 1) * GROWTH, by_rest)))
+        seconds = speed.seconds_per_item
+        by_time = CHUNK_SECONDS / seconds if seconds > 0 else math.inf
+        by_rest = math.ceil(available * self._share(seconds, kind) / 2)
+        most = min(by_time, max(speed.chunk, 1) * GROWTH, by_rest, MOST_ITEMS)
+        return max(1, math.floor(most))
 
-    def _speed_share(self, slot: _Slot) -> float:
-        """This slot's part of the speed of all, taking the unmeasured ones for its equals."""
-        own = 1.0 / max(slot.seconds_per_item or 0.0, 1e-9)
-        total = sum(
-            own if other.seconds_per_item is None else 1.0 / max(other.seconds_per_item, 1e-9)
-            for other in self._slots.values()
-        )
+    def _share(self, seconds_per_item: float, kind: Hashable) -> float:
+        """A slot's part of the speed of all, taking the unmeasured ones for its equals."""
+        own = 1.0 / max(seconds_per_item, 1e-9)
+        total = 0.0
+        for slot in self._slots.values():
+            speed = slot.speeds.get(kind)
+            known = None if speed is None else speed.seconds_per_item
+            total += own if known is None else 1.0 / max(known, 1e-9)
         return own / total

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol
 
 import msgspec
 
 from exo.gpu.vocabulary.messages import WireValue
+from exo.gpu.vocabulary.parcel import Batch, Parcel
 
 
 class Ending(StrEnum):
@@ -103,10 +105,14 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     work_id: int
-    items: tuple[int, ...]
+    items: Sequence[int]
     payloads: tuple[bytes, ...] = ()
+    batch: Batch | None = None
+    """In place of ``payloads``: the same, ready to be sent."""
+    is_single: bool = False
+    """Whether each payload is the function's only argument, and not the tuple of all."""
     function: int | None = None
-    function_payload: bytes = b""
+    function_payload: bytes | Parcel = b""
     command: str | None = None
     deadline_seconds: float | None = None
     """How long each item may run; None: for ever."""
@@ -141,7 +147,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     ending: Ending
     started_at: float
     ended_at: float
-    payload: bytes = b""
+    payload: bytes | Parcel = b""
     reason: str = ""
     exit_status: int | None = None
     stdout: bytes = b""
@@ -166,7 +172,7 @@ class SlotOutcomes(msgspec.Struct, frozen=True):
     """Items of the slot's work ended."""
 
     slot_id: int
-    outcomes: tuple[Outcome, ...]
+    outcomes: Sequence[Outcome]
 
 
 class SlotIdle(msgspec.Struct, frozen=True):
@@ -196,6 +202,14 @@ class SlotFailed(msgspec.Struct, frozen=True):
     unfinished: tuple[int, ...] = ()
 
 
+class SlotRecalled(msgspec.Struct, frozen=True):
+    """These items of the slot's work were taken back before they began; the others go on."""
+
+    slot_id: int
+    work_id: int
+    items: tuple[int, ...]
+
+
 class SlotAcknowledged(msgspec.Struct, frozen=True):
     """The process took up a stream."""
 
@@ -222,5 +236,12 @@ class SlotOutput(msgspec.Struct, frozen=True):
 
 
 SlotEvent = (
-    SlotReady | SlotOutcomes | SlotIdle | SlotDied | SlotFailed | SlotAcknowledged | SlotChunk
+    SlotReady
+    | SlotOutcomes
+    | SlotIdle
+    | SlotDied
+    | SlotFailed
+    | SlotRecalled
+    | SlotAcknowledged
+    | SlotChunk
 )
