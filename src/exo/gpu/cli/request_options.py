@@ -257,8 +257,8 @@ _REQUEST_OPTIONS = (
         "--policy",
         shell_complete=_completing(_policy_names),
         metavar="NAME",
-        help="How devices are weighed: balanced (the default), fastest, coolest, pack, spread, "
-        "efficient, or one that a package brings.",
+        help="How devices are weighed: balanced (the default, unless another is set), fastest, "
+        "coolest, pack, spread, efficient, or one that a package brings.",
     ),
 )
 
@@ -280,13 +280,17 @@ def gang_options(command: Command) -> Command:
 def make_request(holder: str, options: dict[str, Any], base: Request | None = None) -> Request:
     """The request that the options describe, laid over ``base`` where there is one.
 
-    ``holder`` says who asks, for people. An option that was not given changes nothing.
+    ``holder`` says who asks, for people. An option that was not given changes nothing; where no
+    policy was named, the one that is set in the configuration holds.
 
     Raises:
         UsageError: for options that exclude each other.
         InvalidValue: for a value that cannot be.
+        ConfigurationError: for a set policy that nobody has.
 
     """
+    import os
+
     from msgspec.structs import replace
 
     from exo.gpu.vocabulary.request import Request
@@ -306,6 +310,10 @@ def make_request(holder: str, options: dict[str, Any], base: Request | None = No
         and not (value is None or value is False or value == ())
     }
     if base is None:
+        if "policy" not in given:
+            from exo.gpu.nodes.policies import default_policy
+
+            given["policy"] = default_policy(os.environ)
         return Request(holder=holder, **given)
     if given.get("count") == 1:  # the default, or what it says anyway
         del given["count"]
