@@ -177,7 +177,11 @@ _REQUEST_OPTIONS = (
         is_flag=True,
         help="Every runtime at once, software drivers and the host beside hardware.",
     ),
-    click.option("--exclusive", is_flag=True, help="Nobody else's lease on the same device."),
+    click.option(
+        "--exclusive",
+        is_flag=True,
+        help="Nobody else's lease on the same device, and no foreign program.",
+    ),
     click.option(
         "--class",
         "device_class",

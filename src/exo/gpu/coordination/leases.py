@@ -40,7 +40,7 @@ def decide(request: Request, *, node: LocalNode | None = None) -> tuple[Decision
     if node is None:
         with LocalNode() as opened:
             return decide(request, node=opened)
-    snapshot = node.snapshot()
+    snapshot = node.snapshot(others=request.exclusive)
     return select(snapshot, request, policies=policies_for(request)), snapshot
 
 

@@ -104,7 +104,7 @@ def _acquire_everywhere(
     node: Node, request: Request, acquired: list[tuple[str, GPUDevice]]
 ) -> tuple[Decision, Decision]:
     """Lease what is free on every device that may serve; the decision on all, and the last one."""
-    snapshot = node.snapshot()
+    snapshot = node.snapshot(others=request.exclusive)
     decision = last = select(snapshot, request, policies=policies_for(request))
     if not decision.chosen:
         return decision, last
