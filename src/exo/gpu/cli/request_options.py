@@ -49,6 +49,19 @@ def duration(ctx: click.Context, option: click.Parameter, text: str | None) -> f
         raise click.UsageError(str(error), ctx) from None
 
 
+def duration_from(shortest_seconds: float) -> Callable[..., float | None]:
+    """A click callback as :func:`duration`, for times that must not be shorter."""
+
+    def check(ctx: click.Context, option: click.Parameter, text: str | None) -> float | None:
+        seconds = duration(ctx, option, text)
+        if seconds is not None and seconds < shortest_seconds:
+            message = f"{option.opts[-1]}: {text!r} is not a duration of at least "
+            raise click.UsageError(f"{message}{shortest_seconds:g}s", ctx)
+        return seconds
+
+    return check
+
+
 def runtime(ctx: click.Context, option: click.Parameter, name: str | None) -> str | None:
     """One of the runtimes that exist; a click callback.
 

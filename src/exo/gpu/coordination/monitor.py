@@ -35,6 +35,9 @@ HISTORY_SAMPLES = 600
 # What one subscriber may leave unread: a minute of 64 devices.
 MOST_UNREAD = 4096
 
+# A disk that is merely slow loses nothing; one that hangs keeps nobody longer.
+_DISK_SECONDS = 5.0
+
 
 class Subscription:
     """Events for one reader, in order. One that reads too slowly loses the oldest, counted."""
@@ -169,7 +172,10 @@ class Monitor:
         )
 
     def stop(self, timeout_seconds: float = 1.0) -> None:
-        """End within about that time, whatever drivers and readers do; harmless twice."""
+        """End within about that time, whatever drivers and readers do; harmless twice.
+
+        A history that is kept is written first, for which a slow disk gets five seconds.
+        """
         if self._stopped:
             return
         self._stopped = True
@@ -180,7 +186,7 @@ class Monitor:
         for subscription in ending:
             subscription.end()
         if self._keeper is not None:
-            self._keeper.close(timeout_seconds)
+            self._keeper.close(max(timeout_seconds, _DISK_SECONDS))
         if self._own_node:
             self._node.close()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exo.gpu.cli.context import print_json, snapshot_of
+from exo.gpu.cli.context import duration_from, print_json, snapshot_of
 from exo.gpu.cli.main import FAILURE, SUCCESS, complain
 
 if TYPE_CHECKING:
@@ -27,27 +27,13 @@ SHORTEST_CADENCE_SECONDS = 1.0
 _LOG_LINES = 20
 
 
-def _cadence(ctx: click.Context, option: click.Parameter, text: str | None) -> float | None:
-    """Seconds of ``2s`` or ``1m``; a click callback."""
-    from exo.gpu.vocabulary.errors import InvalidValue
-    from exo.gpu.vocabulary.units import parse_duration
-
-    try:
-        seconds = None if text is None else parse_duration(text, option.opts[-1])
-        if seconds is not None and seconds < SHORTEST_CADENCE_SECONDS:
-            raise InvalidValue(option.opts[-1], text, "a duration of at least 1s")
-    except InvalidValue as error:
-        raise click.UsageError(str(error), ctx) from None
-    return seconds
-
-
 @click.command()
 @click.option("--once", is_flag=True, help="Print a plain table once, also without a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="Print it once as one JSON object.")
 @click.option(
     "--every",
     "cadence_seconds",
-    callback=_cadence,
+    callback=duration_from(SHORTEST_CADENCE_SECONDS),
     metavar="TIME",
     help="How often devices are read, such as 5s; 1s by default.",
 )
