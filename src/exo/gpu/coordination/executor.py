@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
-from exo.gpu.coordination.dispatcher import Dispatcher, Function, Job
+from exo.gpu.coordination.dispatcher import Dispatcher
+from exo.gpu.coordination.jobs import Function, Job
 from exo.gpu.coordination.slots import request_of
 from exo.gpu.execution.payloads import dump, dump_function, load_error, load_result
 from exo.gpu.nodes.local import LocalNode

@@ -19,6 +19,7 @@ from exo.gpu.telemetry.health.book import assess
 from exo.gpu.telemetry.probe_cache import ProbeCache, cache_path
 from exo.gpu.telemetry.sampling.rounds import DeviceSampler
 from exo.gpu.vocabulary.errors import BackendError, NoSuchDevice
+from exo.gpu.vocabulary.health import HealthVerdict
 from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from exo.gpu.execution.cordon_store import CordonStore
     from exo.gpu.nodes.watching import NodeEvent
     from exo.gpu.vocabulary.device import GPUDevice
-    from exo.gpu.vocabulary.health import Cordon, DeviceFault, Health, HealthVerdict
+    from exo.gpu.vocabulary.health import Cordon, DeviceFault, Health
     from exo.gpu.vocabulary.lease import Lease
     from exo.gpu.vocabulary.metrics import GPUMetrics
     from exo.gpu.vocabulary.process import ProcessList
