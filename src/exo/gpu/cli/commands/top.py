@@ -69,6 +69,8 @@ def command(once: bool, as_json: bool, cadence_seconds: float | None) -> int:
 @contextmanager
 def _held_logs() -> Generator[None]:
     """Keep the log off the screen meanwhile, and write its last lines afterwards."""
+    # Changes of health are on the screen.
+    logging.getLogger("exo.gpu.telemetry.health").setLevel(logging.ERROR)
     root = logging.getLogger()
     handlers, held = list(root.handlers), _HeldLog()
     root.handlers[:] = [held]

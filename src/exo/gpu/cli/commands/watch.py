@@ -112,7 +112,7 @@ def _tell_recording(monitor: Monitor) -> None:
     if recording.active:
         complain(f"keeping the history in {recording.path}")
     else:
-        complain(f"no history is kept: {recording.reason}")
+        complain(f"no history is kept here: {recording.reason}")
 
 
 class _Export:
