@@ -118,7 +118,7 @@ class TestByAPerson:
         with pytest.raises(StoreError, match="cordons cannot be used"):
             node.snapshot()
         assert len(node.snapshot(leases=False).devices) == 3
-        (state_folder / "cordons.sqlite").unlink()
+        (state_folder / "cordons" / "cordons.sqlite").unlink()
         assert node.acquire(Request()).lease_ids
 
 
