@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 
+import psutil
 import pytest
+
+from tests.cli.conftest import CUDA
 
 
 def test_the_best_device_is_printed_alone(devices, exo_gpu):
@@ -202,3 +206,15 @@ class TestRequestsAsJson:
         done = exo_gpu("select", "--request", "-", stdin=text)
         assert (done.returncode, done.stdout) == (2, "")
         assert said in done.stderr
+
+
+def test_a_whole_device_on_which_somebody_works_is_not_chosen(script, exo_gpu):
+    """Rule: not now, 75, with pid and command; a program that is set to be ignored does not count."""
+    script(CUDA | {"processes": [{"pid": os.getpid()}]})  # to the command, its parent is foreign
+    done = exo_gpu("select", "--exclusive")
+    assert (done.returncode, done.stdout) == (75, "")
+    assert f"process {os.getpid()} (" in done.stderr
+    assert "works there without a lease" in done.stderr
+    name = psutil.Process().name()
+    done = exo_gpu("select", "--exclusive", EXO_GPU_IGNORE_PROCESSES=name)
+    assert (done.returncode, done.stdout) == (0, "cuda:0\n")

@@ -26,6 +26,24 @@ def test_two_holders_get_two_devices_and_a_third_must_wait(two_fakes):
         assert again.device_id == first.device_id
 
 
+def test_the_policy_is_the_one_that_is_set(use_box, monkeypatch):
+    """Rule: gpu.lease and gpu.map weigh as configured, and a policy in the call comes before it."""
+    busy, hot = {"compute_utilization_percent": 60}, {"temperature_celsius": 79.0}
+    use_box(
+        device("cuda:0", "NVIDIA", "cuda", sample=hot),
+        device("cuda:1", "NVIDIA", "cuda", sample=busy | {"temperature_celsius": 30.0}),
+    )
+    with lease() as best:
+        assert best.device_id == "cuda:0"
+    monkeypatch.setenv("EXO_GPU_POLICY", "coolest")
+    with lease() as best:
+        assert best.device_id == "cuda:1"
+    with lease(policy="balanced") as best:
+        assert best.device_id == "cuda:0"
+    with gpu.GPUExecutor() as executor:
+        assert executor.devices[0].device_id == "cuda:1"
+
+
 def test_declared_memory_is_counted_before_it_is_taken(two_fakes):
     """Eight GiB a card: 6 + 6 fill both, and 3 more are refused although nothing is in use."""
     with lease(memory="6GiB") as first, lease(memory="6GiB") as second:

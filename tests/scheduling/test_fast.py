@@ -21,6 +21,7 @@ from exo.gpu.vocabulary.errors import UnknownName
 from exo.gpu.vocabulary.health import Cordon
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.links import Link, LinkKind
+from exo.gpu.vocabulary.process import RunningProcess
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.settings import DeviceSettings
 from exo.gpu.vocabulary.snapshot import DeviceState, Health
@@ -114,6 +115,7 @@ class Dice:
         return msgspec.structs.replace(
             one,
             measured_gflops=self.one_of(None, 0.0, 100.0, 5000.0),
+            foreign=self.rarely((RunningProcess(pid=7, name="train"),), usually=()),
             warm_keys=self.one_of((), (), ("llama",), ("llama", "qwen")),
         )
 

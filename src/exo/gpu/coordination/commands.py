@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.coordination.dispatcher import Dispatcher, Job
+from exo.gpu.coordination.dispatcher import Dispatcher
+from exo.gpu.coordination.jobs import Job
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.vocabulary.job import Outcome
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from exo.gpu.coordination.jobs import Job
 from exo.gpu.coordination.slots import acquire_slots
 from exo.gpu.scheduling.scheduler import PullScheduler
 from exo.gpu.vocabulary.errors import ExecutorClosed
@@ -30,7 +31,7 @@ from exo.gpu.vocabulary.job import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.decision import Refusal
@@ -38,34 +39,6 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.request import Request
 
 logger = logging.getLogger(__name__)
-
-
-class Function(msgspec.Struct, frozen=True, eq=False):
-    """A function that many items share: it is sent to a slot once."""
-
-    number: int
-    payload: bytes
-
-
-class Job(msgspec.Struct, eq=False):
-    """One item on its way: what to send, whom to tell, and the tries so far.
-
-    ``begin`` is asked once, right before the item is first sent, and may withdraw it by
-    returning False. ``end`` is told exactly once, unless it was withdrawn.
-    """
-
-    item: int
-    begin: Callable[[], bool]
-    end: Callable[[Outcome, Job], None]
-    payload: bytes = b""
-    function: Function | None = None
-    command: str | None = None
-    device_id: str | None = None
-    """At its first try only a slot of this device takes it."""
-    chunk: int | None = None
-    """How many of its kind a slot takes at once; None: the scheduler decides."""
-    attempts: tuple[Attempt, ...] = ()
-    begun: bool = False
 
 
 class _Slot:
@@ -240,7 +213,7 @@ class Dispatcher:
         kill = event.kill or (self._closing is not None and self._closing.kill)
         self._closing = _Close(kill, event.drop)
         if event.drop:
-            self._fresh = deque(job for job in self._fresh if _begin(job))
+            self._fresh = deque(job for job in self._fresh if job.wanted())
 
     def _queue_of(self, job: Job) -> deque[Job]:
         if job.device_id is None:
@@ -314,7 +287,7 @@ class Dispatcher:
                 jobs = self._next_jobs(slot)
                 if not jobs:
                     break
-                ready = [job for job in jobs if _begin(job)]
+                ready = [job for job in jobs if job.wanted()]
                 if ready:
                     self._send(slot, ready)
 
@@ -372,7 +345,7 @@ class Dispatcher:
     def _end_all(self, reason: str) -> None:
         now = time.time()
         waiting = [*self._fresh, *itertools.chain.from_iterable(self._bound.values())]
-        jobs = [*self._sent.values(), *(job for job in waiting if _begin(job))]
+        jobs = [*self._sent.values(), *(job for job in waiting if job.wanted())]
         self._fresh.clear()
         self._bound.clear()
         self._sent.clear()
@@ -381,13 +354,6 @@ class Dispatcher:
                 item=job.item, ending=Ending.DIED, started_at=now, ended_at=now, reason=reason
             )
             job.end(died, job)
-
-
-def _begin(job: Job) -> bool:
-    """Ask the job once whether it still wants to run."""
-    if not job.begun:
-        job.begun = job.begin()
-    return job.begun
 
 
 def _last_line(text: str) -> str:

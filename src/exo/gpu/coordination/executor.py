@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
-from exo.gpu.coordination.dispatcher import Dispatcher, Function, Job
+from exo.gpu.coordination.dispatcher import Dispatcher
+from exo.gpu.coordination.jobs import Function, Job
 from exo.gpu.coordination.slots import request_of
 from exo.gpu.execution.payloads import dump, dump_function, load_error, load_result
 from exo.gpu.nodes.local import LocalNode
@@ -79,7 +80,7 @@ class GPUExecutor(Executor):
     or bytes; ``slots`` is how many workers a device gets, by default what the device states.
     ``initializer`` is called once in each worker. ``node`` is a node to share, which then stays
     open at shutdown. With ``wait`` (``"30m"`` or seconds) the first device is waited for in the
-    line, so long.
+    line, so long. ``policy`` says how devices are weighed, by default as it is configured.
 
     Raises:
         NeverAvailable: when no device here can ever satisfy it.
@@ -102,6 +103,7 @@ class GPUExecutor(Executor):
         max_attempts: int = 3,
         holder: str = "",
         wait: str | float | None = None,
+        policy: str | None = None,
     ) -> None:
         if max_attempts < 1:
             raise InvalidValue("max_attempts", max_attempts, "a whole number of at least 1")
@@ -111,6 +113,7 @@ class GPUExecutor(Executor):
             runtime=runtime,
             all_devices=all_devices,
             holder=holder,
+            policy=policy,
         )
         setup = SlotSetup(
             import_path=tuple(sys.path),

@@ -40,7 +40,7 @@ def decide(request: Request, *, node: LocalNode | None = None) -> tuple[Decision
     if node is None:
         with LocalNode() as opened:
             return decide(request, node=opened)
-    snapshot = node.snapshot()
+    snapshot = node.snapshot(others=request.exclusive)
     return select(snapshot, request, policies=policies_for(request)), snapshot
 
 
@@ -53,6 +53,7 @@ def lease(
     exclusive: bool = False,
     holder: str = "",
     priority: int = 0,
+    policy: str | None = None,
     wait: str | float | None = None,
     expires: str | float | None = None,
     node: LocalNode | None = None,
@@ -60,7 +61,8 @@ def lease(
     """Hold the best device for the length of a ``with`` block.
 
     ``memory`` is what the work needs in total, as ``"8GiB"`` or bytes; without it one of the
-    device's slots is taken. With ``wait`` (``"30m"`` or seconds) the request stands in the line
+    device's slots is taken. ``policy`` says how devices are weighed, by default as it is set in the
+    configuration. With ``wait`` (``"30m"`` or seconds) the request stands in the line
     so long where nothing is free now. The lease ends with the block, or with this process, and
     with ``expires`` after so long whatever still runs. It pins nothing here: start a child with
     ``env=device.environment()``, or set the variables before a GPU library is first used.
@@ -78,6 +80,7 @@ def lease(
         exclusive=exclusive,
         holder=holder,
         priority=priority,
+        policy=policy,
     )
     with ExitStack() as stack:
         home = node if node is not None else stack.enter_context(LocalNode())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.nodes.policies import policies_for
+from exo.gpu.nodes.policies import default_policy, policies_for
 from exo.gpu.scheduling.selector import refusal_message, select
 from exo.gpu.vocabulary.errors import NeverAvailable, NoDevice, NotNow
 from exo.gpu.vocabulary.request import Request
@@ -29,11 +30,13 @@ def request_of(
     exclusive: bool = False,
     holder: str = "",
     priority: int = 0,
+    policy: str | None = None,
 ) -> Request:
-    """A request in the words that people use.
+    """A request in the words that people use; without a ``policy`` the one that is set holds.
 
     Raises:
         InvalidValue: naming what cannot be.
+        ConfigurationError: for a set policy that nobody has.
 
     """
     if isinstance(devices, str):
@@ -46,6 +49,7 @@ def request_of(
         exclusive=exclusive,
         holder=holder,
         priority=priority,
+        policy=default_policy(os.environ) if policy is None else policy,
     )
 
 
@@ -100,7 +104,7 @@ def _acquire_everywhere(
     node: Node, request: Request, acquired: list[tuple[str, GPUDevice]]
 ) -> tuple[Decision, Decision]:
     """Lease what is free on every device that may serve; the decision on all, and the last one."""
-    snapshot = node.snapshot()
+    snapshot = node.snapshot(others=request.exclusive)
     decision = last = select(snapshot, request, policies=policies_for(request))
     if not decision.chosen:
         return decision, last

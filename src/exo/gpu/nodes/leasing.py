@@ -50,6 +50,8 @@ class Eyes(msgspec.Struct, frozen=True):
 
     look: Callable[[float], None]
     """Reads every device whose sample is old, or was begun before that monotonic time."""
+    look_for_others: Callable[[], None]
+    """Asks every driver who works on its devices; a snapshot then tells who has no lease."""
     assemble: Callable[[tuple[Lease, ...]], Snapshot]
     """All devices with what was read last, under these leases."""
     seen_since: Callable[[str], float | None]
@@ -126,7 +128,7 @@ class LeaseDesk:
         """
         begun = self._clock()
         patience = 0.0 if wait_seconds is not None else SETTLE_SECONDS + 2 * SETTLING_POLL_SECONDS
-        self._look()
+        self._look(others=request.exclusive)
         asker = self._asker(request)
         attempt = self._attempt(asker, lasts_seconds)
         while attempt.hopeful and self._clock() < begun + patience and not cancelled():
@@ -188,13 +190,20 @@ class LeaseDesk:
             line, now_seconds = in_order(book.waiters), book.now_seconds
         return tuple((one, take_turn(line, one, snapshot, now_seconds)) for one in line)
 
-    def _look(self) -> None:
-        """Read what is old, and what was read before a lease there ended."""
+    def _look(self, *, others: bool = False) -> None:
+        """Read what is old, and what was read before a lease there ended.
+
+        Who works there without a lease is asked for where ``others`` says so, or where somebody
+        waits for a whole device.
+        """
         self._eyes.look(0.0)
         with self.store.transaction() as book:
             ended = [lease.ended_seconds or 0.0 for lease in book.leases if lease.settling]
+            others = others or any(waiter.request.exclusive for waiter in book.waiters)
         if ended:
             self._eyes.look(max(ended))
+        if others:
+            self._eyes.look_for_others()
 
     def _asker(self, request: Request) -> Waiter:
         devices = self._eyes.assemble(()).devices

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ import msgspec
 
 from exo.gpu.backend import ProcessAbility, TelemetryAbility, call_with_deadline
 from exo.gpu.configuration import load_configuration
+from exo.gpu.nodes.foreign import ForeignProcesses
+from exo.gpu.nodes.process_lists import ProcessLists
 from exo.gpu.nodes.watching import NodeWatch
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health.book import assess
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.health import Cordon, DeviceFault, Health
     from exo.gpu.vocabulary.lease import Lease
     from exo.gpu.vocabulary.metrics import GPUMetrics
+    from exo.gpu.vocabulary.process import ProcessList
 
 logger = logging.getLogger("exo.gpu.nodes.sight")
 
@@ -65,6 +69,10 @@ class NodeSight:
         self._read_begun: dict[str, float] = {}
         self._watch: NodeWatch | None = None
         self._probes = ProbeCache(cache_path(environ))
+        self._process_lists, self._asking = ProcessLists(), threading.Lock()
+        self._foreign = ForeignProcesses(
+            self.processes, self.configuration.value("ignore_processes")
+        )
 
     @property
     def sample_failures(self) -> dict[str, str]:
@@ -207,6 +215,17 @@ class NodeSight:
             self._read_begun[sample.device_id] = begun
         self._failures.update(taken.failures)
 
+    def processes(self) -> tuple[ProcessList, ...]:
+        """Who works on each device, or why that is not known; dearer than a sample."""
+        ids = [device.device_id for device in self.inventory().devices]
+        backends = {name: self._service.backend_of(name) for name in ids}
+        with self._asking:
+            return self._process_lists.ask(backends)
+
+    def look_for_others(self) -> None:
+        """See who works on the devices under nobody's lease: :meth:`assemble` then tells it."""
+        self._foreign.look()
+
     def seen_since(self, device_id: str) -> float | None:
         """The monotonic time at which the reading of a device's newest sample began."""
         return self._read_begun.get(device_id)
@@ -249,6 +268,7 @@ class NodeSight:
         age = self._collector.age_seconds(device.device_id)
         leases = tuple(lease for lease in live if lease.hardware_id == device.hardware_id)
         health, reason, since = self._judge(device, sample, age)
+        foreign, untold = self._foreign.of(device.device_id, leases)
         return DeviceState(
             device=device,
             sample=sample,
@@ -260,6 +280,8 @@ class NodeSight:
             cordon=_as_it_stands(cordons.get(device.hardware_id), leases),
             measured_gflops=self._measured_gflops(device),
             settings=self.configuration.settings_of(device),
+            foreign=foreign,
+            foreign_untold=untold,
         )
 
     def _judge(

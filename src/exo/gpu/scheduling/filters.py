@@ -16,6 +16,7 @@ from exo.gpu.scheduling.constraints import (
 from exo.gpu.scheduling.ledger import free_memory, host_held, others_leases
 from exo.gpu.vocabulary.decision import Refusal
 from exo.gpu.vocabulary.lease import Lease
+from exo.gpu.vocabulary.process import RunningProcess
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot
 from exo.gpu.vocabulary.units import format_size
@@ -24,6 +25,9 @@ __all__ = ["FILTERS", "Filter", "first_refusal", "names_of", "unknown_names"]
 
 # Ten shares of 0.1 are a whole, whatever binary fractions make of them.
 SHARE_TOLERANCE = 1e-9
+
+# So much of a command line tells people which program it is.
+_LONGEST_COMMAND = 60
 
 
 def by_freshness(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
@@ -56,7 +60,7 @@ def by_cordon(state: DeviceState, snapshot: Snapshot, request: Request) -> Refus
 
 
 def by_exclusive(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
-    """A whole device is for one lease only, and for what works under it."""
+    """A whole device is for one lease only, for what works under it, and for no stranger."""
     leases = others_leases(state, snapshot)
     for lease in leases:
         if lease.exclusive:
@@ -65,6 +69,8 @@ def by_exclusive(state: DeviceState, snapshot: Snapshot, request: Request) -> Re
         count = len(leases)
         kind = "lease" if count == 1 else "leases"
         return _not_now(state, "exclusive", f"is asked for alone, but has {count} {kind}")
+    if request.exclusive and state.foreign:
+        return _not_now(state, "exclusive", f"is asked for alone, but {_at_work(state.foreign)}")
     return None
 
 
@@ -226,6 +232,16 @@ def refusals_of(
         refusal = rule(state, snapshot, request)
         if refusal is not None:
             yield refusal
+
+
+def _at_work(processes: Sequence[RunningProcess]) -> str:
+    """Who works on a device without a lease: the first with pid and command, and how many more."""
+    first = processes[0]
+    command = first.command or first.name or "unknown"
+    short = command if len(command) <= _LONGEST_COMMAND else f"{command[: _LONGEST_COMMAND - 1]}…"
+    more = f" and {len(processes) - 1} more" if len(processes) > 1 else ""
+    verb = "work" if more else "works"
+    return f"process {first.pid} ({short}){more} {verb} there without a lease"
 
 
 def _by(holder: str, pid: int) -> str:

@@ -9,11 +9,9 @@ import msgspec
 from exo.gpu.vocabulary.device import HOST_POOL, DeviceClass
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.request import Request
+from exo.gpu.vocabulary.settings import DESKTOP_BYTES
 from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 from exo.gpu.vocabulary.units import format_size
-
-# What a desktop takes beyond what it holds at the moment: a browser's window or two.
-DESKTOP_BYTES = 512 * 2**20
 
 
 class FreeMemory(msgspec.Struct, frozen=True, kw_only=True):

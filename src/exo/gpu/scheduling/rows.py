@@ -37,6 +37,7 @@ class Row:
         "celsius",
         "display",
         "easy",
+        "foreign",
         "free",
         "free_bytes",
         "identity",
@@ -82,11 +83,13 @@ class Row:
         health = state.health
         self.unwell = health is Health.FAILED or health is Health.LOST or state.cordon is not None
         self.lease_count = len(leases)
+        self.foreign = bool(state.foreign)
         self.wholly_leased, self.slot_leases, self.shares = False, 0, 0.0
         if leases:
             self._count(leases)
         self.easy = (
             not leases
+            and not self.foreign
             and not self.unwell
             and self.max_share == 1
             and busy is not None
@@ -155,6 +158,7 @@ def verdict(row: Row, request: Request, now: float, stale_after_seconds: float) 
         or (idle and row.idle < idle)
         or (most is not None and row.celsius > most)
         or (row.lease_count and _is_taken(row, request))
+        or (row.foreign and request.exclusive)
     ):
         return TAKEN
     return ELIGIBLE

@@ -169,7 +169,7 @@ def _candidate(
         -(memory.free_bytes or 0),
         *identity_of(device),
     )
-    notes = tuple(_notes(state, memory, preferred=preferred))
+    notes = tuple(_notes(state, memory, request, preferred=preferred))
     return Candidate(device, msgspec.structs.replace(score, notes=notes), place, order)
 
 
@@ -180,7 +180,9 @@ def facts_of(state: DeviceState, free_bytes: int | None, total_bytes: int | None
     return Facts(state, state.sample, free_bytes, total_bytes)
 
 
-def _notes(state: DeviceState, memory: FreeMemory, *, preferred: bool) -> Iterable[str]:
+def _notes(
+    state: DeviceState, memory: FreeMemory, request: Request, *, preferred: bool
+) -> Iterable[str]:
     tier = tier_of(state)
     if tier in TIER_NOTES:
         yield TIER_NOTES[tier]
@@ -192,6 +194,8 @@ def _notes(state: DeviceState, memory: FreeMemory, *, preferred: bool) -> Iterab
         yield AVOIDED_NOTE
     if state.device.drives_display:
         yield DISPLAY_NOTE
+    if request.exclusive and state.foreign_untold:
+        yield f"who else works there is not fully known: {state.foreign_untold}"
     if memory.note:
         yield f"{memory.note}{' (assumed)' if memory.assumed else ''}"
     if state.measured_gflops is not None:

@@ -11,6 +11,7 @@ from exo.gpu.vocabulary.health import Cordon, Health
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.links import Link
 from exo.gpu.vocabulary.metrics import GPUMetrics
+from exo.gpu.vocabulary.process import RunningProcess
 from exo.gpu.vocabulary.settings import DeviceSettings
 
 __all__ = ["STALE_AFTER_SECONDS", "DeviceState", "Health", "Snapshot"]
@@ -41,6 +42,10 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     settings: DeviceSettings = DeviceSettings()
     warm_keys: tuple[str, ...] = ()
     """Affinity keys for which a warm worker waits on the device."""
+    foreign: tuple[RunningProcess, ...] = ()
+    """Processes that work on it under nobody's lease, where somebody looked for them."""
+    foreign_untold: str = ""
+    """Why there may be more of them; empty where nobody looked, or where all are known."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, dict=True):

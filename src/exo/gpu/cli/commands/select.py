@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
@@ -88,7 +89,8 @@ def _request_of(text: bytes) -> Request:
     """
     import msgspec
 
-    from exo.gpu.vocabulary.errors import UnknownName
+    from exo.gpu.nodes.policies import default_policy
+    from exo.gpu.vocabulary.errors import ConfigurationError, UnknownName
     from exo.gpu.vocabulary.request import Request
 
     try:
@@ -96,7 +98,11 @@ def _request_of(text: bytes) -> Request:
         for name in fields:
             if name not in Request.__struct_fields__:
                 raise UnknownName("field", name, Request.__struct_fields__)
+        if "policy" not in fields:
+            fields["policy"] = default_policy(os.environ)
         return Request.from_dict(fields)
+    except ConfigurationError:
+        raise
     except ValueError as error:
         raise click.UsageError(f"--request: {error}") from None
 
