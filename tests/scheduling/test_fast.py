@@ -74,7 +74,9 @@ class Dice:
             exclusive=self.rarely(True, usually=False),
             pool=pool,
         )
-        return msgspec.structs.replace(found, share=share, host_memory_bytes=self.rarely(GIB))
+        return msgspec.structs.replace(
+            found, share=share, host_memory_bytes=self.rarely(GIB), host_cpus=self.rarely(1, 2)
+        )
 
     def device(self) -> DeviceState:
         device_id = self.name()

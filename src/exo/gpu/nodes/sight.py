@@ -236,10 +236,13 @@ class NodeSight:
         cordons = self._cordons.live() if cordons is None else cordons
         self._probes.refresh()
         kept_out = {cordon.hardware_id: cordon for cordon in cordons}
+        report = self.inventory()
+        here = {device.hardware_id for device in report.devices}
         return Snapshot(
-            tuple(self._state(device, live, kept_out) for device in self.inventory().devices),
+            tuple(self._state(device, live, kept_out) for device in report.devices),
             umbrella=self._umbrella,
-            links=self.inventory().links,
+            links=report.links,
+            unseen=tuple(lease for lease in live if lease.hardware_id not in here),
         )
 
     def _state(

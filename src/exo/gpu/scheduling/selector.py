@@ -12,6 +12,7 @@ from exo.gpu.scheduling.filters import FILTERS, Filter, names_of, refusals_of
 from exo.gpu.scheduling.groups import Candidate, judge
 from exo.gpu.scheduling.ledger import FreeMemory, free_memory, lease_for
 from exo.gpu.scheduling.policies import Policy, policy_named
+from exo.gpu.scheduling.pool_room import within_pools
 from exo.gpu.scheduling.scorer import Candidates, DeviceScorer, Facts
 from exo.gpu.scheduling.standing import (
     AVOIDED_NOTE,
@@ -24,6 +25,7 @@ from exo.gpu.scheduling.standing import (
     tier_of,
 )
 from exo.gpu.vocabulary.decision import Allotment, Decision, Refusal, Score
+from exo.gpu.vocabulary.device import DeviceClass
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot
@@ -66,6 +68,7 @@ def select(
             candidates.append(_candidate(state, snapshot, request, policy))
     candidates.sort(key=lambda candidate: candidate.order)
     candidates = displays_last(candidates, lambda one: (one.device, one.place))
+    candidates, refusals = within_pools(snapshot, request, candidates, refusals)
     verdict = judge(snapshot, request, candidates, refusals)
     return Decision(
         request=request,
@@ -116,16 +119,20 @@ def rank(
 
 
 def leases_of(snapshot: Snapshot, chosen: Iterable[str], request: Request) -> tuple[Lease, ...]:
-    """What the request takes of each chosen device, and once of each of their machines."""
+    """What the request takes of each chosen device, and once of each of their machines.
+
+    The lease on a machine's own processor holds that, where it is among them; else the first does.
+    """
     states = {state.device.device_id: state for state in snapshot.devices}
-    nodes: set[str] = set()
-    leases: list[Lease] = []
-    for device_id in chosen:
-        state = states[device_id]
-        first = state.device.node not in nodes
-        nodes.add(state.device.node)
-        leases.append(lease_for(state, snapshot, request, with_host=first))
-    return tuple(leases)
+    taken = [states[device_id] for device_id in chosen]
+    bearers: dict[str, DeviceState] = {}
+    for state in taken:
+        if state.device.device_class is DeviceClass.HOST or state.device.node not in bearers:
+            bearers[state.device.node] = state
+    return tuple(
+        lease_for(state, snapshot, request, with_host=bearers[state.device.node] is state)
+        for state in taken
+    )
 
 
 def _with_leases(snapshot: Snapshot, leases: Iterable[Lease]) -> Snapshot:
