@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from exo.gpu.scheduling.fast import FastSelector
 from exo.gpu.scheduling.filters import takes_slot
+from exo.gpu.scheduling.job_queue import reserve, take_turn
 from exo.gpu.scheduling.selector import leases_of, refusal_message, select
 from exo.gpu.vocabulary.device import HOST_POOL, DeviceClass
+from exo.gpu.vocabulary.lease import Waiter
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.settings import DeviceSettings
 from exo.gpu.vocabulary.snapshot import Snapshot
@@ -152,6 +154,61 @@ class TestUnseen:
         assert not select(seen, Request(devices=("cuda:1",), host_cpus=3)).chosen
         assert select(seen, Request(devices=("cuda:1",), host_cpus=2)).chosen
         assert not select(seen, Request(devices=("cuda:1",), host_memory_bytes=5 * GIB)).chosen
+
+
+def waits(name, at=1.0, *, reserved=(), since=None, **fields):
+    return Waiter(
+        waiter_id=name,
+        request=Request(**fields),
+        arrived_seconds=at,
+        reserved=reserved,
+        reserved_seconds=since,
+    )
+
+
+def turn(head, passer, states):
+    return take_turn([head], passer, Snapshot(tuple(states)), 10.0)
+
+
+class TestTheLine:
+    """What is kept for the first in the line is kept in the pool and on the machine, too."""
+
+    def test_nobody_passes_into_the_pool_behind_a_device_that_is_kept(self):
+        """Rule: 12 of 16 GiB are kept, whichever of the devices that share them is asked for."""
+        states = taking(
+            (host(), software(0)), Request(devices=("vulkan:0",), memory_bytes=10 * GIB)
+        )
+        head = waits("head", devices=("vulkan:0",), memory_bytes=12 * GIB)
+        fits = turn(head, waits("b", 2.0, devices=("cpu:0",), memory_bytes=4 * GIB), states)
+        assert fits.decision.chosen == ("cpu:0",)
+        delays = turn(head, waits("b", 2.0, devices=("cpu:0",), memory_bytes=5 * GIB), states)
+        assert delays.decision.chosen == ()
+        assert "cpu:0 shares what is kept for head" in refusal_message(delays.decision)
+
+    def test_nobody_passes_onto_cores_that_are_kept(self):
+        states = taking((host(), card(0), card(1)), Request(devices=("cuda:0",), host_cpus=6))
+        head = waits("head", devices=("cuda:0",), host_cpus=7)
+        one, two = (waits("b", 2.0, devices=("cuda:1",), host_cpus=count) for count in (1, 2))
+        assert turn(head, one, states).decision.chosen == ("cuda:1",)
+        assert turn(head, two, states).decision.chosen == ()
+
+    def test_a_reservation_with_cores_does_not_wander(self):
+        """Rule: the machine is looked at with the device, else each look would make it anew."""
+        states = taking((host(), card(0)), Request(devices=("cuda:0",), host_cpus=6))
+        head = waits("head", host_cpus=7, reserved=("cuda:0",), since=5.0)
+        assert reserve(Snapshot(tuple(states)), head, 10.0) is head
+
+    def test_memory_of_a_lease_is_back_in_its_pool_when_it_ends(self):
+        """Rule: the use of a pool is read from the host; what is kept does not hang on that."""
+        states = taking(
+            (host(), software(0)), Request(devices=("vulkan:0",), memory_bytes=10 * GIB)
+        )
+        sample = msgspec.structs.replace(states[0].sample, memory_used_bytes=11 * GIB)
+        states[0] = msgspec.structs.replace(states[0], sample=sample)
+        head = waits("head", devices=("vulkan:0",), memory_bytes=12 * GIB)
+        answer = turn(head, waits("b", 2.0, devices=("vulkan:0",), memory_bytes=4 * GIB), states)
+        assert answer.head.reserved == ("vulkan:0",)
+        assert answer.decision.chosen == ()
 
 
 asked = st.fixed_dictionaries(

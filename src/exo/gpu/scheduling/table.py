@@ -26,7 +26,8 @@ class DeviceTable:
     """Rows by device id, in order of arrival, and in the order of every policy that was asked for.
 
     A device whose memory is its own costs one row an update; those that share a pool, or whose
-    leases hold cores or memory of their machine, are worked out together with the others of their node.
+    leases hold cores or memory of their machine, are worked out together with the others of
+    their node.
     """
 
     def __init__(self, umbrella: tuple[str, ...] = (), sizes: Sizes | None = None) -> None:
