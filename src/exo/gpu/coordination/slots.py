@@ -9,44 +9,13 @@ import msgspec
 from exo.gpu.nodes.policies import policies_for
 from exo.gpu.scheduling.selector import refusal_message, select
 from exo.gpu.vocabulary.errors import NeverAvailable, NoDevice, NotNow
-from exo.gpu.vocabulary.request import Request
-from exo.gpu.vocabulary.units import check_whole, parse_size
+from exo.gpu.vocabulary.units import check_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.decision import Decision
     from exo.gpu.vocabulary.device import GPUDevice
-
-
-def request_of(
-    *,
-    memory: str | int | None = None,
-    devices: str | Iterable[str] | None = None,
-    runtime: str | None = None,
-    all_devices: bool = False,
-    exclusive: bool = False,
-    holder: str = "",
-    priority: int = 0,
-) -> Request:
-    """A request in the words that people use.
-
-    Raises:
-        InvalidValue: naming what cannot be.
-
-    """
-    if isinstance(devices, str):
-        devices = (devices,)
-    return Request(
-        memory_bytes=None if memory is None else parse_size(memory, "memory"),
-        devices=tuple(devices or ()),
-        runtime=runtime,
-        all_devices=all_devices,
-        exclusive=exclusive,
-        holder=holder,
-        priority=priority,
-    )
+    from exo.gpu.vocabulary.request import Request
 
 
 def refusal(decision: Decision) -> NoDevice:

@@ -140,10 +140,14 @@ def kept_for(head: Waiter, snapshot: Snapshot, now_seconds: float) -> Filter:
         if device.node not in nodes or _is_askers_own(state, asked):
             return None
         view = msgspec.structs.replace(claim, umbrella=asked.umbrella)
-        if first_refusal(states[device.device_id], view, request) is None:
+        refusal = first_refusal(states[device.device_id], view, request)
+        reserved = device.device_id in head.reserved
+        if refusal is None or refusal.permanent:
             return None
+        if not reserved and first_refusal(state, asked, request) is not None:
+            return None  # refused anyway, so this is not the reason
         who = head.request.holder or head.command or head.waiter_id
-        kept = "is kept" if device.device_id in head.reserved else "shares what is kept"
+        kept = "is kept" if reserved else "shares what is kept"
         reason = f"{kept} for {who} (process {head.pid}), who is first in the line"
         return Refusal(device_id=device.device_id, rule="line", reason=reason, permanent=False)
 
