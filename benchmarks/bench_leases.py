@@ -78,7 +78,7 @@ class Ours:
                 for state in self._states
             )
         )
-        return self._select(snapshot, request).chosen, snapshot
+        return self._select(snapshot, request, brief=True).chosen, snapshot
 
 
 class HomeMade:

@@ -61,6 +61,7 @@ class NodeAgent:
         self.sight = NodeSight(self._service, self.cordons, self._environ, self._umbrella)
         self._process_lists = ProcessLists()
         eyes = Eyes(
+            lambda: self.sight.inventory().devices,
             self.sight.look,
             self.sight.assemble,
             self.sight.seen_since,

@@ -186,12 +186,19 @@ class NodeSight:
                 return device
         raise NoSuchDevice(f"there is no device {device_id!r} here")
 
-    def look(self, newer_than_seconds: float = 0.0) -> None:
-        """Read every device whose sample is old, or was begun before that monotonic time."""
+    def look(
+        self, newer_than_seconds: float = 0.0, hardware_ids: frozenset[str] | None = None
+    ) -> None:
+        """Read every device whose sample is old, or was begun before that monotonic time.
+
+        With ``hardware_ids`` only those of them.
+        """
         if self._watch is not None and not newer_than_seconds:
             return  # what it hears is fresh
         readers: dict[str, Callable[[], Any]] = {}
         for device in self.inventory().devices:
+            if hardware_ids is not None and device.hardware_id not in hardware_ids:
+                continue
             backend = self._service.backend_of(device.device_id)
             age = self._collector.age_seconds(device.device_id)
             begun = self._read_begun.get(device.device_id, 0.0)

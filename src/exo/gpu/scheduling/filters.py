@@ -13,7 +13,7 @@ from exo.gpu.scheduling.constraints import (
     names_of,
     unknown_names,
 )
-from exo.gpu.scheduling.ledger import cores_beside, free_memory, others_leases
+from exo.gpu.scheduling.ledger import cores_beside, free_memory, memory_figures, others_leases
 from exo.gpu.vocabulary.decision import Refusal
 from exo.gpu.vocabulary.device import DeviceClass, GPUDevice
 from exo.gpu.vocabulary.lease import Lease
@@ -108,17 +108,17 @@ def by_free_memory(state: DeviceState, snapshot: Snapshot, request: Request) -> 
     asked = memory_asked(state, request)
     if not asked:
         return None
-    memory = free_memory(state, snapshot)
-    if memory.free_bytes is None or memory.free_bytes >= asked:
+    free_bytes, total_bytes, _ = memory_figures(state, snapshot)
+    if free_bytes is None or free_bytes >= asked:
         return None
-    free = format_size(memory.free_bytes)
+    free, note = format_size(free_bytes), free_memory(state, snapshot).note
     return Refusal(
         device_id=state.device.device_id,
         rule="memory",
-        reason=f"has {free} free of the {format_size(asked)} asked for ({memory.note})",
+        reason=f"has {free} free of the {format_size(asked)} asked for ({note})",
         permanent=False,
-        total_bytes=memory.total_bytes,
-        free_bytes=memory.free_bytes,
+        total_bytes=total_bytes,
+        free_bytes=free_bytes,
     )
 
 

@@ -74,7 +74,7 @@ def take_turn(
     head: Waiter | None = None
     served: list[Waiter] = []
     for waiter in ahead[:LOOK_AHEAD]:
-        decision = _choose(snapshot, waiter, head, now_seconds)
+        decision = _choose(snapshot, waiter, head, now_seconds, brief=True)
         if decision.chosen:
             served.append(waiter)
             snapshot = _with_leases(snapshot, waiter, decision.chosen, now_seconds)
@@ -160,12 +160,14 @@ def _choose(
     head: Waiter | None,
     now_seconds: float,
     policies: Mapping[str, Policy] | None = None,
+    *,
+    brief: bool = False,
 ) -> Decision:
     view = _seen_by(snapshot, waiter)
     if head is None or not head.reserved:
-        return _answer(view, waiter.request, FILTERS, policies)
+        return _answer(view, waiter.request, FILTERS, policies, brief=brief)
     rules = (*FILTERS, kept_for(head, snapshot, now_seconds))
-    return _answer(view, waiter.request, rules, policies)
+    return _answer(view, waiter.request, rules, policies, brief=brief)
 
 
 def _answer(
@@ -173,6 +175,8 @@ def _answer(
     request: Request,
     filters: tuple[Filter, ...] = FILTERS,
     policies: Mapping[str, Policy] | None = None,
+    *,
+    brief: bool = True,
 ) -> Decision:
     """The decision on a request, also where its policy is of a package that only its asker has.
 
@@ -180,7 +184,7 @@ def _answer(
     """
     if request.policy not in POLICIES and request.policy not in (policies or {}):
         request = msgspec.structs.replace(request, policy=DEFAULT_POLICY)
-    return select(view, request, filters, policies=policies)
+    return select(view, request, filters, policies=policies, brief=brief)
 
 
 def _too_far_back(decision: Decision, count: int) -> Decision:
