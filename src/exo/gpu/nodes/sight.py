@@ -10,7 +10,6 @@ import msgspec
 
 from exo.gpu.backend import ProcessAbility, TelemetryAbility, call_with_deadline
 from exo.gpu.configuration import load_configuration
-from exo.gpu.nodes.watching import NodeWatch
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health.book import assess
 from exo.gpu.telemetry.probe_cache import ProbeCache, cache_path
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from exo.gpu.backend import DeviceProcess
     from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
     from exo.gpu.execution.cordon_store import CordonStore
-    from exo.gpu.nodes.watching import NodeEvent
+    from exo.gpu.nodes.watching import NodeEvent, NodeWatch
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.health import Cordon, DeviceFault, Health
     from exo.gpu.vocabulary.lease import Lease
@@ -93,6 +92,8 @@ class NodeSight:
             InvalidValue: for a cadence that is too short or a history below 1.
 
         """
+        from exo.gpu.nodes.watching import NodeWatch
+
         assert self._watch is None, "one watch at a time"
         report = self.inventory()
         collector = TelemetryCollector(max_history)
