@@ -30,13 +30,12 @@ class Ours:
     def __init__(self, folder: Path) -> None:
         from exo.gpu.execution.lease_store import LeaseStore
         from exo.gpu.execution.state_directory import StorePlace
-        from exo.gpu.scheduling.job_queue import lease_for
-        from exo.gpu.scheduling.selector import select
+        from exo.gpu.scheduling.selector import leases_of, select
         from exo.gpu.vocabulary.request import Request
 
         self._store = LeaseStore(StorePlace(folder, "the benchmark", "the benchmark"))
         self._states = machine()
-        self._select, self._lease_for, self._request = select, lease_for, Request
+        self._select, self._leases_of, self._request = select, leases_of, Request
 
     def take(self, size_bytes: int, log: Log | None = None) -> object | None:
         """A lease, or None where no device has that much left."""
@@ -50,7 +49,8 @@ class Ours:
                 chosen, snapshot = self._choose(book.leases, request)
             if not chosen:
                 return None
-            held = book.add(self._lease_for(snapshot, chosen[0], request))
+            (lease,) = self._leases_of(snapshot, chosen, request)
+            held = book.add(lease)
             if log is not None:
                 log.took(held.lease.lease_id, chosen[0], size_bytes)
         return held
@@ -78,7 +78,7 @@ class Ours:
                 for state in self._states
             )
         )
-        return self._select(snapshot, request).chosen, snapshot
+        return self._select(snapshot, request, brief=True).chosen, snapshot
 
 
 class HomeMade:

@@ -366,6 +366,7 @@ class TestLifecycle:
             manager.select_best_device,
             lambda: manager.select(Request()),
             lambda: manager.distribute_workload([1]),
+            manager.lease,
         ]
         for call in calls:
             with pytest.raises(ManagerClosed, match="was shut down"):

@@ -75,7 +75,9 @@ class Dice:
             exclusive=self.rarely(True, usually=False),
             pool=pool,
         )
-        return msgspec.structs.replace(found, share=share, host_memory_bytes=self.rarely(GIB))
+        return msgspec.structs.replace(
+            found, share=share, host_memory_bytes=self.rarely(GIB), host_cpus=self.rarely(1, 2)
+        )
 
     def device(self) -> DeviceState:
         device_id = self.name()
@@ -158,6 +160,10 @@ def same(table: FastSelector, request: Request, now: float) -> bool:
     """Whether anything was chosen; that it is the same is asserted."""
     expected = select(table.snapshot(now=now), request).chosen
     assert table.choose(request, now=now).chosen == expected
+    brief = select(table.snapshot(now=now), request, brief=True)
+    full = table.decide(request, now=now)
+    assert (brief.chosen, brief.never, brief.left_out) == (full.chosen, full.never, full.left_out)
+    assert [one.device_id for one in brief.ranking] == [one.device_id for one in full.ranking]
     return bool(expected)
 
 

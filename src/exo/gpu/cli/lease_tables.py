@@ -119,6 +119,8 @@ def _waiter_row(waiter: Waiter) -> tuple[str, ...]:
 def _asks(waiter: Waiter) -> str:
     request = waiter.request
     what = "a slot" if request.memory_bytes is None else format_size(request.memory_bytes)
+    if request.share is not None:
+        what = f"a share of {request.share:g}"
     if request.exclusive:
         what = "a whole device"
     return what if request.count == 1 else f"{request.count} x {what}"

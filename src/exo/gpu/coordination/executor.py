@@ -10,13 +10,13 @@ import sys
 import time
 import weakref
 from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
 import msgspec
 
 from exo.gpu.coordination.dispatcher import Dispatcher
 from exo.gpu.coordination.jobs import Function, Job
-from exo.gpu.coordination.slots import request_of
+from exo.gpu.coordination.wishes import Wishes, request_of
 from exo.gpu.execution.payloads import dump, dump_function, load_error, load_result
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.vocabulary.errors import (
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+_OF_A_GANG = frozenset({"count", "same_node", "interconnect"})
 
 
 class GPUFuture(Future[Result]):
@@ -77,14 +79,16 @@ class GPUExecutor(Executor):
     Only devices of the best class, and of the runtime of the best device, are used, unless
     ``devices``, ``runtime`` or ``all_devices`` says otherwise; what was left out is in
     :attr:`left_out` and in the log. ``memory`` is what one worker needs in total, as ``"2GiB"``
-    or bytes; ``slots`` is how many workers a device gets, by default what the device states.
-    ``initializer`` is called once in each worker. ``node`` is a node to share, which then stays
-    open at shutdown. With ``wait`` (``"30m"`` or seconds) the first device is waited for in the
-    line, so long. ``policy`` says how devices are weighed, by default as it is configured.
+    or bytes, and ``wishes`` are further fields of a request, for one worker each: ``share``,
+    ``labels``, ``policy``, ``priority``, ``holder`` and so on. ``slots`` is how many workers a
+    device gets, by default what the device states. ``initializer`` is called once in each worker.
+    ``node`` is a node to share, which then stays open at shutdown. With ``wait`` (``"30m"`` or
+    seconds) the first device is waited for in the line, so long.
 
     Raises:
         NeverAvailable: when no device here can ever satisfy it.
         NotNow: when one could, but not at the moment.
+        TypeError: for a wish that nobody knows, with the near spelling.
         InvalidValue: naming what cannot be.
 
     """
@@ -93,28 +97,19 @@ class GPUExecutor(Executor):
         self,
         *,
         memory: str | int | None = None,
-        devices: str | Iterable[str] | None = None,
-        runtime: str | None = None,
-        all_devices: bool = False,
         slots: int | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         node: Node | None = None,
         max_attempts: int = 3,
-        holder: str = "",
         wait: str | float | None = None,
-        policy: str | None = None,
+        **wishes: Unpack[Wishes],
     ) -> None:
         if max_attempts < 1:
             raise InvalidValue("max_attempts", max_attempts, "a whole number of at least 1")
-        request = request_of(
-            memory=memory,
-            devices=devices,
-            runtime=runtime,
-            all_devices=all_devices,
-            holder=holder,
-            policy=policy,
-        )
+        for name in _OF_A_GANG.intersection(wishes):
+            raise TypeError(f"{name!r} is for several devices, and a worker has one")
+        request = request_of(memory, **wishes)
         setup = SlotSetup(
             import_path=tuple(sys.path),
             initializer=dump((initializer, initargs), "the initializer") if initializer else None,

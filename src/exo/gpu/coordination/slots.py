@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.nodes.policies import default_policy, policies_for
+from exo.gpu.nodes.policies import policies_for
 from exo.gpu.scheduling.selector import refusal_message, select
 from exo.gpu.vocabulary.errors import NeverAvailable, NoDevice, NotNow
-from exo.gpu.vocabulary.request import Request
-from exo.gpu.vocabulary.units import check_whole, parse_size
+from exo.gpu.vocabulary.units import check_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.decision import Decision
     from exo.gpu.vocabulary.device import GPUDevice
-
-
-def request_of(
-    *,
-    memory: str | int | None = None,
-    devices: str | Iterable[str] | None = None,
-    runtime: str | None = None,
-    all_devices: bool = False,
-    exclusive: bool = False,
-    holder: str = "",
-    priority: int = 0,
-    policy: str | None = None,
-) -> Request:
-    """A request in the words that people use; without a ``policy`` the one that is set holds.
-
-    Raises:
-        InvalidValue: naming what cannot be.
-        ConfigurationError: for a set policy that nobody has.
-
-    """
-    if isinstance(devices, str):
-        devices = (devices,)
-    return Request(
-        memory_bytes=None if memory is None else parse_size(memory, "memory"),
-        devices=tuple(devices or ()),
-        runtime=runtime,
-        all_devices=all_devices,
-        exclusive=exclusive,
-        holder=holder,
-        priority=priority,
-        policy=default_policy(os.environ) if policy is None else policy,
-    )
+    from exo.gpu.vocabulary.request import Request
 
 
 def refusal(decision: Decision) -> NoDevice:

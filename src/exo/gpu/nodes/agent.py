@@ -51,6 +51,7 @@ class NodeAgent:
         """What keeps devices of this machine out of scheduling."""
         self.sight = NodeSight(self._service, self.cordons, self._environ, self._umbrella)
         eyes = Eyes(
+            lambda: self.sight.inventory().devices,
             self.sight.look,
             self.sight.look_for_others,
             self.sight.assemble,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from exo.gpu.execution.held import HeldLease, HeldPlace
     from exo.gpu.execution.ledger_book import Book
     from exo.gpu.execution.state_directory import StorePlace
+    from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.request import Request
     from exo.gpu.vocabulary.snapshot import DeviceState
 
@@ -48,8 +49,11 @@ _LAST = 2**53
 class Eyes(msgspec.Struct, frozen=True):
     """What the desk sees of its machine, by functions of whoever owns the devices."""
 
-    look: Callable[[float], None]
-    """Reads every device whose sample is old, or was begun before that monotonic time."""
+    devices: Callable[[], Sequence[GPUDevice]]
+    """The devices that are seen here."""
+    look: Callable[[float, frozenset[str] | None], None]
+    """Reads every device whose sample is old, or was begun before that monotonic time; of those of
+    the hardware ids alone, where any are named."""
     look_for_others: Callable[[], None]
     """Asks every driver who works on its devices; a snapshot then tells who has no lease."""
     assemble: Callable[[tuple[Lease, ...]], Snapshot]
@@ -128,12 +132,14 @@ class LeaseDesk:
         """
         begun = self._clock()
         patience = 0.0 if wait_seconds is not None else SETTLE_SECONDS + 2 * SETTLING_POLL_SECONDS
-        self._look(others=request.exclusive)
+        self._eyes.look(0.0, None)
+        if request.exclusive:
+            self._eyes.look_for_others()
         asker = self._asker(request)
         attempt = self._attempt(asker, lasts_seconds)
         while attempt.hopeful and self._clock() < begun + patience and not cancelled():
             time.sleep(SETTLING_POLL_SECONDS)
-            self._eyes.look(self._clock())
+            self._eyes.look(self._clock(), None)
             attempt = self._attempt(asker, lasts_seconds)
         if wait_seconds and not attempt.held and not attempt.turn.decision.never:
             attempt = self._stand_in_line(
@@ -190,51 +196,78 @@ class LeaseDesk:
             line, now_seconds = in_order(book.waiters), book.now_seconds
         return tuple((one, take_turn(line, one, snapshot, now_seconds)) for one in line)
 
-    def _look(self, *, others: bool = False) -> None:
+    def _look(self) -> None:
         """Read what is old, and what was read before a lease there ended.
 
-        Who works there without a lease is asked for where ``others`` says so, or where somebody
-        waits for a whole device.
+        Who works there without a lease is asked for where somebody waits for a whole device.
         """
-        self._eyes.look(0.0)
+        self._eyes.look(0.0, None)
         with self.store.transaction() as book:
-            ended = [lease.ended_seconds or 0.0 for lease in book.leases if lease.settling]
-            others = others or any(waiter.request.exclusive for waiter in book.waiters)
-        if ended:
-            self._eyes.look(max(ended))
-        if others:
+            unread = self._unread(book)
+            alone = any(waiter.request.exclusive for waiter in book.waiters)
+        self._look_at(unread)
+        if alone:
             self._eyes.look_for_others()
 
+    def _unread(self, book: Book) -> tuple[Lease, ...]:
+        """Leases that have ended on devices that were read before that, and not since."""
+        awaited = [lease for lease in book.leases if lease.settling]
+        if not awaited:
+            return ()
+        here = {device.hardware_id: device.device_id for device in self._eyes.devices()}
+
+        def is_unread(lease: Lease) -> bool:
+            name = here.get(lease.hardware_id)
+            seen = None if name is None else self._eyes.seen_since(name)
+            return seen is not None and seen <= (lease.ended_seconds or 0.0)
+
+        return tuple(filter(is_unread, awaited))
+
+    def _look_at(self, ended: tuple[Lease, ...]) -> None:
+        if ended:
+            newest = max(lease.ended_seconds or 0.0 for lease in ended)
+            self._eyes.look(newest, frozenset(lease.hardware_id for lease in ended))
+
     def _asker(self, request: Request) -> Waiter:
-        devices = self._eyes.assemble(()).devices
         return Waiter(
             waiter_id="",
             request=request,
             number=_LAST,
             arrived_seconds=self._clock(),
             umbrella=self._umbrella,
-            visible=tuple(state.device.hardware_id for state in devices),
+            visible=tuple(device.hardware_id for device in self._eyes.devices()),
         )
 
     def _attempt(
         self, asker: Waiter, lasts_seconds: float | None, place: HeldPlace | None = None
     ) -> Attempt:
         with self.store.transaction() as book:
-            if place is not None:
-                asker = _still_there(book, place)
+            unread = self._unread(book)
+            if not unread:
+                return self._take(book, asker, lasts_seconds, place)
+        self._look_at(unread)
+        with self.store.transaction() as book:
+            return self._take(book, asker, lasts_seconds, place)
+
+    def _take(
+        self, book: Book, asker: Waiter, lasts_seconds: float | None, place: HeldPlace | None
+    ) -> Attempt:
+        """Decide, and write down what was granted, all in one transaction."""
+        if place is not None:
+            asker = _still_there(book, place)
+        self._settle(book)
+        snapshot, turn = self._turn(book, asker, book.leases)
+        if not turn.decision.chosen and not turn.decision.never and book.prune():
             self._settle(book)
             snapshot, turn = self._turn(book, asker, book.leases)
-            if not turn.decision.chosen and not turn.decision.never and book.prune():
-                self._settle(book)
-                snapshot, turn = self._turn(book, asker, book.leases)
-            self._note_head(book, turn)
-            held = tuple(
-                book.add(lease, lasts_seconds)
-                for lease in leases_of(snapshot, turn.decision.chosen, asker.request)
-            )
-            if held and place is not None:
-                book.dequeue(asker.waiter_id)
-            return Attempt(turn=turn, held=held, hopeful=not held and self._is_hopeful(book, asker))
+        self._note_head(book, turn)
+        held = tuple(
+            book.add(lease, lasts_seconds)
+            for lease in leases_of(snapshot, turn.decision.chosen, asker.request)
+        )
+        if held and place is not None:
+            book.dequeue(asker.waiter_id)
+        return Attempt(turn=turn, held=held, hopeful=not held and self._is_hopeful(book, asker))
 
     def _stand_in_line(
         self,
@@ -252,7 +285,7 @@ class LeaseDesk:
         )
         try:
             while True:
-                self._look()
+                self._eyes.look(0.0, None)
                 attempt = self._attempt(place.waiter, lasts_seconds, place)
                 over = self._clock() >= until_seconds or cancelled()
                 if attempt.held or attempt.turn.decision.never or over:
@@ -263,7 +296,7 @@ class LeaseDesk:
                 poll = SETTLING_POLL_SECONDS if attempt.hopeful else POLL_SECONDS
                 place.wait(min(poll, max(0.0, until_seconds - self._clock())))
                 if attempt.hopeful:
-                    self._eyes.look(self._clock())
+                    self._eyes.look(self._clock(), None)
         finally:
             place.leave()
 
@@ -271,7 +304,10 @@ class LeaseDesk:
         snapshot = self._eyes.assemble(leases)
         policies = policies_for(asker.request)
         if not book.waiters:
-            return snapshot, Turn(decision=select(snapshot, asker.request, policies=policies))
+            decision = select(snapshot, asker.request, policies=policies, brief=True)
+            if not decision.chosen:  # then every reason counts
+                decision = select(snapshot, asker.request, policies=policies)
+            return snapshot, Turn(decision=decision)
         return snapshot, take_turn(book.waiters, asker, snapshot, book.now_seconds, policies)
 
     def _is_hopeful(self, book: Book, asker: Waiter) -> bool:

@@ -13,7 +13,6 @@ from exo.gpu.backend import ProcessAbility, TelemetryAbility, call_with_deadline
 from exo.gpu.configuration import load_configuration
 from exo.gpu.nodes.foreign import ForeignProcesses
 from exo.gpu.nodes.process_lists import ProcessLists
-from exo.gpu.nodes.watching import NodeWatch
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health.book import assess
 from exo.gpu.telemetry.probe_cache import ProbeCache, cache_path
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from exo.gpu.backend import DeviceProcess
     from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
     from exo.gpu.execution.cordon_store import CordonStore
-    from exo.gpu.nodes.watching import NodeEvent
+    from exo.gpu.nodes.watching import NodeEvent, NodeWatch
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.health import Cordon, DeviceFault, Health
     from exo.gpu.vocabulary.lease import Lease
@@ -101,6 +100,8 @@ class NodeSight:
             InvalidValue: for a cadence that is too short or a history below 1.
 
         """
+        from exo.gpu.nodes.watching import NodeWatch
+
         assert self._watch is None, "one watch at a time"
         report = self.inventory()
         collector = TelemetryCollector(max_history)
@@ -194,12 +195,19 @@ class NodeSight:
                 return device
         raise NoSuchDevice(f"there is no device {device_id!r} here")
 
-    def look(self, newer_than_seconds: float = 0.0) -> None:
-        """Read every device whose sample is old, or was begun before that monotonic time."""
+    def look(
+        self, newer_than_seconds: float = 0.0, hardware_ids: frozenset[str] | None = None
+    ) -> None:
+        """Read every device whose sample is old, or was begun before that monotonic time.
+
+        With ``hardware_ids`` only those of them.
+        """
         if self._watch is not None and not newer_than_seconds:
             return  # what it hears is fresh
         readers: dict[str, Callable[[], Any]] = {}
         for device in self.inventory().devices:
+            if hardware_ids is not None and device.hardware_id not in hardware_ids:
+                continue
             backend = self._service.backend_of(device.device_id)
             age = self._collector.age_seconds(device.device_id)
             begun = self._read_begun.get(device.device_id, 0.0)
@@ -255,10 +263,13 @@ class NodeSight:
         cordons = self._cordons.live() if cordons is None else cordons
         self._probes.refresh()
         kept_out = {cordon.hardware_id: cordon for cordon in cordons}
+        report = self.inventory()
+        here = {device.hardware_id for device in report.devices}
         return Snapshot(
-            tuple(self._state(device, live, kept_out) for device in self.inventory().devices),
+            tuple(self._state(device, live, kept_out) for device in report.devices),
             umbrella=self._umbrella,
-            links=self.inventory().links,
+            links=report.links,
+            unseen=tuple(lease for lease in live if lease.hardware_id not in here),
         )
 
     def _state(

@@ -157,16 +157,37 @@ def lease_for(
     )
 
 
-def host_held(snapshot: Snapshot, node: str) -> tuple[int, int]:
-    """Cores and bytes of a machine that leases hold beside their devices, the asker's left out."""
-    leases = [
-        lease
+def cores_beside(state: DeviceState, snapshot: Snapshot) -> int:
+    """Cores of a processor that leases on other devices of its machine hold; else 0."""
+    device = state.device
+    if device.device_class is not DeviceClass.HOST:
+        return 0
+    everywhere = snapshot.host_leases.get(device.node, ())
+    if not everywhere or snapshot.hosts[device.node].device.device_id != device.device_id:
+        return 0
+    own = {lease.lease_id for lease in state.leases}
+    return sum(
+        lease.host_cpus or 0
+        for lease in everywhere
+        if lease.lease_id not in own and lease.lease_id not in snapshot.umbrella
+    )
+
+
+def pool_figures(state: DeviceState, snapshot: Snapshot) -> tuple[int, int] | None:
+    """Bytes free in the pool that a device shares, and the most that leases could ever get there.
+
+    None for a device with memory of its own, or where the pool's total is not known.
+    """
+    _, pool = _limits(state, snapshot)
+    return None if pool is None or pool.total is None else (pool.free, pool.most)
+
+
+def _host_memory_held(snapshot: Snapshot, node: str) -> int:
+    """Bytes of a machine's memory that leases hold beside their devices, the asker's left out."""
+    return sum(
+        lease.host_memory_bytes or 0
         for lease in snapshot.host_leases.get(node, ())
         if lease.lease_id not in snapshot.umbrella
-    ]
-    return (
-        sum(lease.host_cpus or 0 for lease in leases),
-        sum(lease.host_memory_bytes or 0 for lease in leases),
     )
 
 
@@ -201,12 +222,18 @@ def _pool_limit(state: DeviceState, members: tuple[DeviceState, ...], snapshot: 
         for lease in others_leases(member, snapshot)
         if lease.memory_pool == pool
     ]
+    if snapshot.unseen and not state.device.node:
+        leases += [
+            lease
+            for lease in snapshot.unseen
+            if lease.memory_pool == pool and lease.lease_id not in snapshot.umbrella
+        ]
     keeper = _keeper(members)
     used = _sampled_use(keeper)
     foreign = _foreign(keeper, leases)
     held = sum(lease.memory_bytes or 0 for lease in leases)
     if pool == HOST_POOL:
-        held += host_held(snapshot, state.device.node)[1]
+        held += _host_memory_held(snapshot, state.device.node)
     kept = [_kept(member, used, foreign if held else used) for member in members]
     return _Limit(
         f"pool {pool}",

@@ -59,6 +59,9 @@ class Snapshot(msgspec.Struct, frozen=True, dict=True):
     """Ids of the leases under which the asker itself works: their slot is the asker's already."""
     links: tuple[Link, ...] = ()
     """How the devices are joined, where that is known, by device id."""
+    unseen: tuple[Lease, ...] = ()
+    """Leases on devices of this machine (the node without a name) that are not among the devices,
+    as under an inherited restriction: they count where a pool or the machine is shared."""
 
     @cached_property
     def pools(self) -> dict[tuple[str, str], tuple[DeviceState, ...]]:
@@ -83,8 +86,9 @@ class Snapshot(msgspec.Struct, frozen=True, dict=True):
     def host_leases(self) -> dict[str, tuple[Lease, ...]]:
         """The leases that hold cores or memory of their machine beside a device, by node."""
         found: dict[str, list[Lease]] = {}
-        for state in self.devices:
-            for lease in state.leases:
+        everywhere = [(state.device.node, state.leases) for state in self.devices if state.leases]
+        for node, leases in (*everywhere, ("", self.unseen)):
+            for lease in leases:
                 if lease.host_cpus or lease.host_memory_bytes:
-                    found.setdefault(state.device.node, []).append(lease)
+                    found.setdefault(node, []).append(lease)
         return {node: tuple(leases) for node, leases in found.items()}

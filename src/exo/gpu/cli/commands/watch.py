@@ -51,10 +51,11 @@ _WAIT_SECONDS = 0.25
 def command(
     as_json: bool, cadence: float, length: float | None, textfile: Path | None, no_history: bool
 ) -> int:
-    """Sample every device over and over, and tell what is read and what changes.
+    """Sample every device over and over.
 
-    It ends on Ctrl-C or when nobody reads its output any more. Unless another process does so
-    already, it keeps the history that 'exo-gpu history' shows.
+    It tells what is read and what changes, and ends on Ctrl-C or when nobody reads its output any
+    more. Unless another process does so already, it keeps the history that 'exo-gpu history'
+    shows.
     """
     from exo.gpu.coordination.monitor import Monitor
 
