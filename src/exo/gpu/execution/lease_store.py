@@ -98,6 +98,7 @@ class LeaseStore:
         self._signature = Signature(wall)
         self._deadline_seconds = deadline_seconds
         self._turn = threading.Lock()  # between threads of this process
+        self._inherited: list[Connection] = []
         self._open()
 
     def _open(self) -> None:
@@ -121,6 +122,16 @@ class LeaseStore:
         with self._turnstile.turn(), _advising(home):
             self._connection: Connection = open_shared(home / LEDGER, SCHEMA)
 
+    def _open_after_fork(self) -> None:
+        """Use nothing of the parent's, and close nothing of it either.
+
+        A thread of the parent may have had its turn at that moment, and SQLite would take the
+        parent's transaction back where a copy of its connection is closed.
+        """
+        self._inherited.append(self._connection)
+        self._turn = threading.Lock()
+        self._open()
+
     def close(self) -> None:
         """Close the files; leases that are held stay held. Harmless twice."""
         self._connection.close()
@@ -140,15 +151,16 @@ class LeaseStore:
             StoreError: when the ledger cannot be had or is damaged, saying what to do.
 
         """
+        if self._pid != os.getpid():
+            self._open_after_fork()
         with self._turn:
-            if self._pid != os.getpid():
-                self._open()  # a fork: nothing of the parent's may be used here
-            with self._turnstile.turn(), _advising(self._home), immediate(self._connection):
+            with self._turnstile.turn():
                 book = self._new_book()
                 try:
-                    book.read(sweep=not self._swept)
-                    yield book
-                except BaseException:
+                    with _advising(self._home), immediate(self._connection):
+                        book.read(sweep=not self._swept)
+                        yield book
+                except BaseException:  # also where it could not be committed
                     book.undo()
                     raise
             self._swept = True
