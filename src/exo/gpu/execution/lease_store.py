@@ -98,7 +98,6 @@ class LeaseStore:
         self._signature = Signature(wall)
         self._deadline_seconds = deadline_seconds
         self._turn = threading.Lock()  # between threads of this process
-        self._inherited: list[Connection] = []
         self._open()
 
     def _open(self) -> None:
@@ -122,16 +121,6 @@ class LeaseStore:
         with self._turnstile.turn(), _advising(home):
             self._connection: Connection = open_shared(home / LEDGER, SCHEMA)
 
-    def _open_after_fork(self) -> None:
-        """Use nothing of the parent's, and close nothing of it either.
-
-        A thread of the parent may have had its turn at that moment, and SQLite would take the
-        parent's transaction back where a copy of its connection is closed.
-        """
-        self._inherited.append(self._connection)
-        self._turn = threading.Lock()
-        self._open()
-
     def close(self) -> None:
         """Close the files; leases that are held stay held. Harmless twice."""
         self._connection.close()
@@ -152,7 +141,10 @@ class LeaseStore:
 
         """
         if self._pid != os.getpid():
-            self._open_after_fork()
+            # A fork: nothing of the parent's may be used here, and a thread of the parent that had
+            # its turn at that moment is not here to end it.
+            self._turn = threading.Lock()
+            self._open()
         with self._turn:
             with self._turnstile.turn():
                 book = self._new_book()
