@@ -47,6 +47,16 @@ def measured(
     return tuple(fresh)
 
 
+def of_the_living(store: LeaseStore, lease: Lease) -> Lease:
+    """The lease with a process that goes on under it in the place of a holder that is gone."""
+    import psutil
+
+    if lease.settling or psutil.pid_exists(lease.pid):
+        return lease
+    others = store.locks.pids(lease.lease_id)
+    return msgspec.structs.replace(lease, pid=others[0]) if others else lease
+
+
 def _own_part(lease: Lease, seen: Seen, listed: list[DeviceProcess]) -> Seen | None:
     """What of a tree's processes work under this lease; None where that cannot be told."""
     named = {pid: describe(pid).lease_ids for pid in seen.pids}

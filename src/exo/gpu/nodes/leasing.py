@@ -11,7 +11,7 @@ import msgspec
 from exo.gpu.execution.lease_store import LeaseStore
 from exo.gpu.execution.ledger_book import SETTLE_SECONDS
 from exo.gpu.nodes.awaited_memory import AwaitedMemory, Eyes
-from exo.gpu.nodes.lease_report import measured, release_by_force
+from exo.gpu.nodes.lease_report import measured, of_the_living, release_by_force
 from exo.gpu.nodes.overrun import HoldersWatch, OverrunWatch, Seen
 from exo.gpu.nodes.policies import policies_for
 from exo.gpu.nodes.transport import Grant
@@ -141,8 +141,8 @@ class LeaseDesk:
             self._store = None
 
     def report(self) -> tuple[Lease, ...]:
-        """The live leases with what their processes are seen to hold now."""
-        return self._measured(self.live())
+        """The live leases with what their processes are seen to hold now, and who is left."""
+        return self._measured(tuple(of_the_living(self.store, lease) for lease in self.live()))
 
     def end(self, name: str, *, force: bool) -> Lease | Waiter:
         """Strike out a lease, or take a waiter out of the line, of this user or for root.
