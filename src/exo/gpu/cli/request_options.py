@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from exo.gpu.cli.request_files import request_in
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -128,9 +130,8 @@ def _completing(names: Callable[[], Iterable[str]]) -> Callable[..., list[str]]:
 count_option = click.option(
     "--count",
     type=click.IntRange(min=1),
-    default=1,
     metavar="N",
-    help="How many devices; all or nothing, and joined as well as can be.",
+    help="How many devices, 1 by default; all or nothing, and joined as well as can be.",
 )
 _GANG_OPTIONS = (
     count_option,
@@ -144,6 +145,14 @@ _GANG_OPTIONS = (
     ),
 )
 _REQUEST_OPTIONS = (
+    click.option(
+        "--request",
+        "base",
+        type=click.File("rb"),
+        callback=request_in,
+        metavar="FILE",
+        help="A request as JSON, '-' for standard input; options given beside it come on top.",
+    ),
     click.option(
         "--memory",
         callback=size,
@@ -294,8 +303,8 @@ def gang_options(command: Command) -> Command:
     return command
 
 
-def make_request(holder: str, options: dict[str, Any], base: Request | None = None) -> Request:
-    """The request that the options describe, laid over ``base`` where there is one.
+def make_request(holder: str, options: dict[str, Any]) -> Request:
+    """The request that the options describe, laid over that of ``--request`` where there is one.
 
     ``holder`` says who asks, for people. An option that was not given changes nothing; where no
     policy was named, the one that is set in the configuration holds.
@@ -326,12 +335,11 @@ def make_request(holder: str, options: dict[str, Any], base: Request | None = No
         if name in Request.__struct_fields__
         and not (value is None or value is False or value == ())
     }
+    base: Request | None = options.get("base")
     if base is None:
         if "policy" not in given:
             from exo.gpu.nodes.policies import default_policy
 
             given["policy"] = default_policy(os.environ)
         return Request(holder=holder, **given)
-    if given.get("count") == 1:  # the default, or what it says anyway
-        del given["count"]
     return replace(base, holder=base.holder or holder, **given)

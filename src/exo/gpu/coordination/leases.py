@@ -128,4 +128,5 @@ def take(
     except BaseException:
         release()
         raise
+    node.look_after()
     return HeldDevice(leased, release)

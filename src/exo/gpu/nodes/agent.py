@@ -138,6 +138,7 @@ class NodeAgent:
             python=self.sight.configuration.python_of(device.runtime) or sys.executable,
         )
         self._slots[slot_id] = (supervisor, lease_id)
+        self.desk.look_after()
         return slot_id
 
     def submit(self, slot_id: int, work: Work) -> None:

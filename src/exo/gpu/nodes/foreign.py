@@ -73,7 +73,7 @@ class ForeignProcesses:
 def lease_over(process: RunningProcess, leases: Iterable[Lease]) -> Lease | None:
     """The lease that a process works under: the one it names, else of its nearest ancestor."""
     live = {lease.lease_id: lease for lease in leases}
-    for lease_id in process.lease_ids:
+    for lease_id in reversed(process.lease_ids):  # the innermost comes last
         if lease_id in live:
             return live[lease_id]
     for pid, started_at in process.ancestry:

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from exo.gpu.execution.lease_store import LeaseStore
 from exo.gpu.execution.ledger_book import SETTLE_SECONDS
-from exo.gpu.nodes.lease_report import measured, release_by_force
-from exo.gpu.nodes.overrun import OverrunWatch, Seen
+from exo.gpu.nodes.awaited_memory import AwaitedMemory, Eyes
+from exo.gpu.nodes.lease_report import measured, of_the_living, release_by_force
+from exo.gpu.nodes.overrun import HoldersWatch, OverrunWatch, Seen
 from exo.gpu.nodes.policies import policies_for
 from exo.gpu.nodes.transport import Grant
 from exo.gpu.scheduling.explanation import refusal_message
 from exo.gpu.scheduling.job_queue import Turn, in_order, take_turn
 from exo.gpu.scheduling.selector import leases_of, select
-from exo.gpu.scheduling.settling import is_settled
 from exo.gpu.vocabulary.errors import NotNow
 from exo.gpu.vocabulary.lease import Lease, Waiter
 from exo.gpu.vocabulary.snapshot import Snapshot
-from exo.gpu.vocabulary.units import format_size
 
 if TYPE_CHECKING:
-    from exo.gpu.backend import DeviceProcess
     from exo.gpu.execution.held import HeldLease, HeldPlace
     from exo.gpu.execution.ledger_book import Book
     from exo.gpu.execution.state_directory import StorePlace
-    from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.request import Request
-    from exo.gpu.vocabulary.snapshot import DeviceState
-
-logger = logging.getLogger("exo.gpu.nodes.leasing")
 
 # Waiters are woken; whoever was not (a bell of another container, a reading that changed) looks
 # again after this long.
@@ -44,24 +37,6 @@ SETTLING_POLL_SECONDS = 0.1
 
 # Behind everybody who waits already and came at the same instant.
 _LAST = 2**53
-
-
-class Eyes(msgspec.Struct, frozen=True):
-    """What the desk sees of its machine, by functions of whoever owns the devices."""
-
-    devices: Callable[[], Sequence[GPUDevice]]
-    """The devices that are seen here."""
-    look: Callable[[float, frozenset[str] | None], None]
-    """Reads every device whose sample is old, or was begun before that monotonic time; of those of
-    the hardware ids alone, where any are named."""
-    look_for_others: Callable[[], None]
-    """Asks every driver who works on its devices; a snapshot then tells who has no lease."""
-    assemble: Callable[[tuple[Lease, ...]], Snapshot]
-    """All devices with what was read last, under these leases."""
-    seen_since: Callable[[str], float | None]
-    """The monotonic time at which the reading of a device's newest sample began."""
-    driver_list: Callable[[str], list[DeviceProcess] | None]
-    """The processes on the driver's list for a device; None where it gives none."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,9 +65,12 @@ class LeaseDesk:
         """The leases that were taken here and not given back yet, by id."""
         self._place = place
         self._eyes = eyes
+        self._awaited = AwaitedMemory(eyes)
         self._umbrella = umbrella
         self._clock = clock
         self._store: LeaseStore | None = None
+        self._watched: set[str] = set()
+        self._holders = HoldersWatch(self._declared, self._measured, self._note)
 
     @property
     def store(self) -> LeaseStore:
@@ -106,7 +84,7 @@ class LeaseDesk:
         self._look()
         with self.store.transaction() as book:
             book.prune()
-            self._settle(book)
+            self._awaited.settle(book)
             return book.leases
 
     def acquire(
@@ -151,6 +129,7 @@ class LeaseDesk:
     def release(self, lease_id: str) -> None:
         """Let go of a lease; harmless twice."""
         held = self.held.pop(lease_id, None)
+        self._watched.discard(lease_id)
         if held is not None:
             held.release()
 
@@ -158,13 +137,14 @@ class LeaseDesk:
         """Let go of all leases and close the store; harmless twice."""
         for lease_id in list(self.held):
             self.release(lease_id)
+        self._holders.stop()
         if self._store is not None:
             self._store.close()
             self._store = None
 
     def report(self) -> tuple[Lease, ...]:
-        """The live leases with what their processes are seen to hold now."""
-        return measured(self.live(), self._eyes.driver_list)
+        """The live leases with what their processes are seen to hold now, and who is left."""
+        return self._measured(tuple(of_the_living(self.store, lease) for lease in self.live()))
 
     def end(self, name: str, *, force: bool) -> Lease | Waiter:
         """Strike out a lease, or take a waiter out of the line, of this user or for root.
@@ -178,20 +158,36 @@ class LeaseDesk:
 
     def watch(self, lease_ids: Iterable[str], overrun: str) -> OverrunWatch:
         """Looks after the memory of what runs under these leases; see :data:`OVERRUN_WAYS`."""
-
-        def note(lease_id: str, seen: Seen) -> None:
-            with self.store.transaction() as book:
-                book.note(lease_id, seen.memory_bytes, seen.pids)
-
+        lease_ids = tuple(lease_ids)
+        self._watched.update(lease_ids)
         leases = () if overrun == "off" else [self.held[lease_id].lease for lease_id in lease_ids]
-        return OverrunWatch(leases, self._eyes.driver_list, note, kill=overrun == "kill")
+        return OverrunWatch(leases, self._eyes.driver_list, self._note, kill=overrun == "kill")
+
+    def look_after(self) -> None:
+        """Tell the log where what is held here takes more memory than it declared, from now on."""
+        self._holders.start()
+
+    def _declared(self) -> tuple[Lease, ...]:
+        """The leases to look after: with declared memory, and with no watch of their own."""
+        return tuple(
+            one.lease
+            for one in tuple(self.held.values())
+            if one.lease.memory_bytes is not None and one.lease.lease_id not in self._watched
+        )
+
+    def _measured(self, leases: tuple[Lease, ...]) -> tuple[Lease, ...]:
+        return measured(leases, self._eyes.driver_list)
+
+    def _note(self, lease_id: str, seen: Seen) -> None:
+        with self.store.transaction() as book:
+            book.note(lease_id, seen.memory_bytes, seen.pids)
 
     def line(self) -> tuple[tuple[Waiter, Turn], ...]:
         """Everybody who waits, the first one first, each with what it would be told now."""
         self._look()
         with self.store.transaction() as book:
             book.prune()
-            self._settle(book)
+            self._awaited.settle(book)
             snapshot = self._eyes.assemble(book.leases)
             line, now_seconds = in_order(book.waiters), book.now_seconds
         return tuple((one, take_turn(line, one, snapshot, now_seconds)) for one in line)
@@ -203,30 +199,11 @@ class LeaseDesk:
         """
         self._eyes.look(0.0, None)
         with self.store.transaction() as book:
-            unread = self._unread(book)
+            unread = self._awaited.unread(book)
             alone = any(waiter.request.exclusive for waiter in book.waiters)
-        self._look_at(unread)
+        self._awaited.read(unread)
         if alone:
             self._eyes.look_for_others()
-
-    def _unread(self, book: Book) -> tuple[Lease, ...]:
-        """Leases that have ended on devices that were read before that, and not since."""
-        awaited = [lease for lease in book.leases if lease.settling]
-        if not awaited:
-            return ()
-        here = {device.hardware_id: device.device_id for device in self._eyes.devices()}
-
-        def is_unread(lease: Lease) -> bool:
-            name = here.get(lease.hardware_id)
-            seen = None if name is None else self._eyes.seen_since(name)
-            return seen is not None and seen <= (lease.ended_seconds or 0.0)
-
-        return tuple(filter(is_unread, awaited))
-
-    def _look_at(self, ended: tuple[Lease, ...]) -> None:
-        if ended:
-            newest = max(lease.ended_seconds or 0.0 for lease in ended)
-            self._eyes.look(newest, frozenset(lease.hardware_id for lease in ended))
 
     def _asker(self, request: Request) -> Waiter:
         return Waiter(
@@ -242,10 +219,10 @@ class LeaseDesk:
         self, asker: Waiter, lasts_seconds: float | None, place: HeldPlace | None = None
     ) -> Attempt:
         with self.store.transaction() as book:
-            unread = self._unread(book)
+            unread = self._awaited.unread(book)
             if not unread:
                 return self._take(book, asker, lasts_seconds, place)
-        self._look_at(unread)
+        self._awaited.read(unread)
         with self.store.transaction() as book:
             return self._take(book, asker, lasts_seconds, place)
 
@@ -255,10 +232,10 @@ class LeaseDesk:
         """Decide, and write down what was granted, all in one transaction."""
         if place is not None:
             asker = _still_there(book, place)
-        self._settle(book)
+        self._awaited.settle(book)
         snapshot, turn = self._turn(book, asker, book.leases)
         if not turn.decision.chosen and not turn.decision.never and book.prune():
-            self._settle(book)
+            self._awaited.settle(book)
             snapshot, turn = self._turn(book, asker, book.leases)
         self._note_head(book, turn)
         held = tuple(
@@ -326,53 +303,12 @@ class LeaseDesk:
             if waiter.waiter_id == head.waiter_id and waiter.reserved != head.reserved:
                 book.keep_place(head)
 
-    def _settle(self, book: Book) -> None:
-        """Strike out the ended leases whose memory is back, or has been awaited long enough."""
-        awaited = [lease for lease in book.leases if lease.settling]
-        if not awaited:
-            return
-        states = {
-            state.device.hardware_id: state for state in self._eyes.assemble(book.leases).devices
-        }
-        for lease in awaited:
-            state = states.get(lease.hardware_id)
-            ended = lease.ended_seconds or 0.0
-            if state is None:
-                continue  # not visible here: others will see, or the clock decides
-            if self._is_back(lease, state, ended):
-                book.drop(lease.lease_id)
-            elif book.now_seconds >= ended + SETTLE_SECONDS:
-                _tell_of_lost_memory(lease, state)
-                book.drop(lease.lease_id)
-
-    def _is_back(self, lease: Lease, state: DeviceState, ended_seconds: float) -> bool:
-        if state.sample is None or state.sample.memory_used_bytes is None:
-            return True
-        seen = self._eyes.seen_since(state.device.device_id)
-        if seen is None or seen <= ended_seconds:
-            return False
-        listed = self._eyes.driver_list(state.device.device_id) if lease.seen_pids else None
-        pids = None if listed is None else frozenset(process.pid for process in listed)
-        return is_settled(lease, state, pids)
-
 
 def _still_there(book: Book, place: HeldPlace) -> Waiter:
     for waiter in book.waiters:
         if waiter.waiter_id == place.waiter.waiter_id:
             return waiter
     raise NotNow("not now: this request was taken out of the line ('exo-gpu leases release')")
-
-
-def _tell_of_lost_memory(lease: Lease, state: DeviceState) -> None:
-    used = None if state.sample is None else state.sample.memory_used_bytes
-    logger.warning(
-        "%s: a lease of %s ended %g s ago, and the memory is not back: %s in use, which counts as "
-        "somebody else's from now on",
-        lease.device_id,
-        lease.holder or lease.command or "a process that is gone",
-        SETTLE_SECONDS,
-        format_size(used),
-    )
 
 
 def place_words(waiter: Waiter, turn: Turn) -> str:

@@ -149,6 +149,10 @@ class LocalNode:
             cancelled=cancelled,
         )
 
+    def look_after(self) -> None:
+        """Tell the log where what is held here takes more memory than it declared, from now on."""
+        self._agent.desk.look_after()
+
     def release(self, lease_id: str) -> None:
         """Let go of a lease; harmless twice."""
         self._agent.release(lease_id)

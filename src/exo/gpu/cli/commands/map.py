@@ -86,6 +86,8 @@ def command(
     items = _lines_of_stdin() if arguments is None else arguments
     patience = wait_seconds(options)
     request = make_request(f"exo-gpu map {template}", options)
+    if request.count > 1:
+        raise click.UsageError("--request: an item has one device, and a count is asked for")
     commands = (fill(template, item) for item in items)
     progress = Progress(sys.stderr, total=None if arguments is None else len(arguments))
     with (
