@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from exo.gpu.scheduling.columns import Sizes
 from exo.gpu.scheduling.fast import FastSelector
+from exo.gpu.scheduling.filters import FILTERS, refusals_of, that_matter
 from exo.gpu.scheduling.policies import POLICIES, Policy
 from exo.gpu.scheduling.scorer import MemoryFree
 from exo.gpu.scheduling.selector import select, select_many
@@ -160,6 +161,10 @@ def same(table: FastSelector, request: Request, now: float) -> bool:
     """Whether anything was chosen; that it is the same is asserted."""
     expected = select(table.snapshot(now=now), request).chosen
     assert table.choose(request, now=now).chosen == expected
+    for one in table.snapshot(now=now).devices:
+        asked = that_matter(FILTERS, request), FILTERS
+        told = [[*refusals_of(one, table.snapshot(now=now), request, rules)] for rules in asked]
+        assert told[0] == told[1]
     brief = select(table.snapshot(now=now), request, brief=True)
     full = table.decide(request, now=now)
     assert (brief.chosen, brief.never, brief.left_out) == (full.chosen, full.never, full.left_out)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from exo.gpu.scheduling import constraints
 from exo.gpu.scheduling.constraints import (
     LASTING_FILTERS,
     Filter,
@@ -191,6 +192,42 @@ FILTERS: tuple[Filter, ...] = (
     by_free_host,
 )
 """Rules about what never changes come first, so that "never" is not hidden by "not now"."""
+
+
+# Which fields of a request a rule looks at: with none of them asked for, it has nothing to say.
+_ABOUT: dict[Filter, tuple[str, ...]] = {
+    by_sense: ("exclusive", "without_devices", "without_labels"),
+    constraints.by_name: ("devices",),
+    constraints.by_ruled_out: ("without_devices",),
+    constraints.by_node: ("node",),
+    constraints.by_class: ("device_class",),
+    constraints.by_runtime: ("runtime",),
+    constraints.by_vendor: ("vendors",),
+    constraints.by_backend: ("backends",),
+    constraints.by_capability: ("min_compute_capability",),
+    constraints.by_labels: ("labels", "without_labels"),
+    constraints.by_told_readings: ("min_idle_percent", "max_temperature_celsius"),
+    constraints.by_host: ("host_cpus", "host_memory_bytes"),
+    constraints.by_total_memory: ("memory_bytes", "host_memory_bytes"),
+    by_share: ("share",),
+    by_free_memory: ("memory_bytes", "host_memory_bytes"),
+    by_idle: ("min_idle_percent",),
+    by_temperature: ("max_temperature_celsius",),
+    by_free_host: ("host_cpus", "host_memory_bytes"),
+}
+
+
+def that_matter(filters: Iterable[Filter], request: Request) -> tuple[Filter, ...]:
+    """The rules that may object to a device for this request, in their order."""
+    return tuple(
+        rule
+        for rule in filters
+        if rule not in _ABOUT or any(_is_asked(getattr(request, name)) for name in _ABOUT[rule])
+    )
+
+
+def _is_asked(value: object) -> bool:
+    return not (value is None or value is False or value == ())
 
 
 def takes_slot(lease: Lease) -> bool:

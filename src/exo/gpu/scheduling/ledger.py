@@ -98,7 +98,19 @@ def free_memory(state: DeviceState, snapshot: Snapshot) -> FreeMemory:
 def memory_figures(
     state: DeviceState, snapshot: Snapshot
 ) -> tuple[int | None, int | None, int | None]:
-    """The figures of :func:`free_memory` alone: free, total, and the most one lease could get."""
+    """The figures of :func:`free_memory` alone: free, total, and the most one lease could get.
+
+    They are worked out once for a device of the snapshot; one without devices only lends its rules.
+    """
+    if not snapshot.devices:
+        return _figures(state, snapshot)
+    known = snapshot.memory.get(id(state))
+    if known is None or known[0] is not state:
+        known = snapshot.memory[id(state)] = (state, _figures(state, snapshot))
+    return known[1]
+
+
+def _figures(state: DeviceState, snapshot: Snapshot) -> tuple[int | None, int | None, int | None]:
     own, pool = _limits(state, snapshot)
     if pool is None or pool.total is None:
         return (None, None, None) if own.total is None else (own.free, own.total, own.most)

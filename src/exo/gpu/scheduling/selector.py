@@ -8,7 +8,7 @@ import msgspec
 
 from exo.gpu.scheduling.constraints import contradictions, unknown_labels, unknown_names
 from exo.gpu.scheduling.explanation import explain, refusal_message
-from exo.gpu.scheduling.filters import FILTERS, Filter, names_of, refusals_of
+from exo.gpu.scheduling.filters import FILTERS, Filter, names_of, refusals_of, that_matter
 from exo.gpu.scheduling.groups import Candidate, judge
 from exo.gpu.scheduling.ledger import FreeMemory, free_memory, lease_for, memory_figures
 from exo.gpu.scheduling.policies import Policy, policy_named
@@ -55,7 +55,7 @@ def select(
 
     """
     policy = policy_named(request.policy, policies)
-    rules = (*filters, *policy.filters)
+    rules = that_matter((*filters, *policy.filters), request)
     candidates: list[Candidate] = []
     refusals = [
         *contradictions(request),

@@ -64,6 +64,11 @@ class Snapshot(msgspec.Struct, frozen=True, dict=True):
     as under an inherited restriction: they count where a pool or the machine is shared."""
 
     @cached_property
+    def memory(self) -> dict[int, tuple[DeviceState, tuple[int | None, int | None, int | None]]]:
+        """What was worked out of a device's memory already, with the device, by its ``id``."""
+        return {}
+
+    @cached_property
     def pools(self) -> dict[tuple[str, str], tuple[DeviceState, ...]]:
         """The devices of each (node, memory pool)."""
         pools: dict[tuple[str, str], list[DeviceState]] = {}
