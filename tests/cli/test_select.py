@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 
+import psutil
 import pytest
+
+from tests.cli.conftest import CUDA
 
 
 def test_the_best_device_is_printed_alone(devices, exo_gpu):
@@ -186,6 +190,21 @@ class TestRequestsAsJson:
         done = exo_gpu("select", "--request", "-", "--memory", "3GiB", "--json", stdin=text)
         asked = json.loads(done.stdout)["request"]
         assert (asked["memory_bytes"], asked["count"]) == (3 * 2**30, 2)
+        done = exo_gpu("select", "--request", "-", "--count", "1", "--json", stdin=text)
+        assert json.loads(done.stdout)["request"]["count"] == 1
+
+    def test_run_and_map_take_one_too(self, devices, exo_gpu, tmp_path):
+        """Rule: whatever asks for devices may be told what for in JSON."""
+        (tmp_path / "one.json").write_text('{"devices": ["rocm:0"]}')
+        (tmp_path / "two.json").write_text('{"count": 2}')
+        show = "echo $EXO_GPU_FAKE_VISIBLE"
+        done = exo_gpu("run", "--request", "one.json", "--", "sh", "-c", show)
+        assert done.stdout == "GPU-2222\n"
+        done = exo_gpu("map", "--request", "one.json", f"{show} {{}}", ":::", "a")
+        assert done.stdout == "GPU-2222 a\n"
+        done = exo_gpu("map", "--request", "two.json", "echo", ":::", "a")
+        assert (done.returncode, done.stdout) == (255, "")
+        assert "an item has one device" in done.stderr
 
     @pytest.mark.parametrize(
         ("text", "said"),
@@ -202,3 +221,15 @@ class TestRequestsAsJson:
         done = exo_gpu("select", "--request", "-", stdin=text)
         assert (done.returncode, done.stdout) == (2, "")
         assert said in done.stderr
+
+
+def test_a_whole_device_on_which_somebody_works_is_not_chosen(script, exo_gpu):
+    """Rule: not now, 75, with pid and command; a program that is set to be ignored does not count."""
+    script(CUDA | {"processes": [{"pid": os.getpid()}]})  # to the command, its parent is foreign
+    done = exo_gpu("select", "--exclusive")
+    assert (done.returncode, done.stdout) == (75, "")
+    assert f"process {os.getpid()} (" in done.stderr
+    assert "works there without a lease" in done.stderr
+    name = psutil.Process().name()
+    done = exo_gpu("select", "--exclusive", EXO_GPU_IGNORE_PROCESSES=name)
+    assert (done.returncode, done.stdout) == (0, "cuda:0\n")

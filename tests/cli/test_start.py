@@ -89,3 +89,10 @@ def test_a_command_does_not_search_for_garbage_at_its_end(call, frozen):
         [sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.split()[-1] == str(frozen)
+
+
+def test_a_lease_loads_nothing_that_only_a_new_store_or_a_wait_needs(loaded, devices):
+    """Rule: where the store is there, ``run`` takes its lease without what makes one."""
+    loaded("run", "--", "true")
+    modules = loaded("run", "--", "true")
+    assert modules.isdisjoint({"secrets", "shutil", "tempfile", "socket", "exo.gpu.nodes.watching"})

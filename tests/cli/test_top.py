@@ -61,25 +61,25 @@ class Terminal:
     def __init__(self, process, main_end):
         self.process = process
         self._main_end = main_end
-        self._text = ""
+        self.text = ""
 
     def until(self, word):
         """Wait until the word was drawn."""
         ends = time.monotonic() + WAIT_SECONDS
-        while word not in self._text:
-            assert time.monotonic() < ends, self._text
+        while word not in self.text:
+            assert time.monotonic() < ends, self.text
             self._read(1.0)
 
     def _read(self, patience_seconds):
         ready, _, _ = select.select([self._main_end], [], [], patience_seconds)
         if ready:
             try:
-                self._text += os.read(self._main_end, 65536).decode(errors="replace")
+                self.text += os.read(self._main_end, 65536).decode(errors="replace")
             except OSError:  # nobody has the near end any more
                 return
 
     def press(self, keys):
-        self._text = ""
+        self.text = ""
         os.write(self._main_end, keys.encode())
 
     def status(self):
@@ -158,17 +158,17 @@ def test_without_a_terminal_one_line_says_what_to_do(devices, exo_gpu):
     assert "--once" in done.stderr
 
 
-@pytest.mark.parametrize("interval", ["0.5s", "banana", "-1s"])
-def test_an_interval_that_cannot_be(interval, exo_gpu):
+@pytest.mark.parametrize("cadence", ["0.5s", "banana", "-1s"])
+def test_a_cadence_that_cannot_be(cadence, exo_gpu):
     """Rule: more often than drivers tell is refused, and so is what is no duration."""
-    done = exo_gpu("top", "--interval", interval)
+    done = exo_gpu("top", "--every", cadence)
     assert done.returncode == 2
-    assert "--interval" in done.stderr
+    assert "--every" in done.stderr
 
 
 def test_on_a_terminal(devices, terminal):
     """Rule: the table is drawn, keys work, and q ends it with the terminal as it was."""
-    screen = terminal("--interval", "2s")
+    screen = terminal("--every", "2s")
     screen.until("GeForce RTX 4090")
     screen.press("?")
     screen.until("reverse the order")
@@ -182,9 +182,20 @@ def test_a_wedged_driver_freezes_nothing(script, terminal):
     """Rule: with a driver that does not answer the table is drawn, says so, and can be left."""
     script(CUDA, ROCM | {"delay_seconds": 600})
     screen = terminal()
-    screen.until("failed")
+    screen.until("degraded")
     screen.press("q")
     assert screen.status() == 0
+
+
+def test_the_log_keeps_off_the_screen(script, terminal):
+    """Rule: what is logged while the table is drawn is told when it has gone."""
+    script(CUDA, ROCM | {"fail": "the riser cable is loose"})
+    screen = terminal()
+    screen.until("failed")
+    assert "rocm:0 cannot be read" not in screen.text
+    screen.press("q")
+    assert screen.status() == 0
+    assert "exo-gpu: rocm:0 cannot be read: rocm:0: the riser cable is loose" in screen.text
 
 
 def test_before_anything_is_known(script, terminal):

@@ -100,13 +100,35 @@ def test_it_keeps_the_history_and_says_where(devices, exo_gpu, tmp_path):
 
 @pytest.mark.parametrize("words", [("--every", "banana"), ("--for", "-1s"), ("--every", "0")])
 def test_bad_times_are_usage(devices, exo_gpu, words):
+    """Rule: one line that names the option, and nothing is begun."""
     done = exo_gpu("watch", *words)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"exo-gpu: {words[0]}: '{words[1]}' is not a duration")
 
 
 def test_a_textfile_that_cannot_be_written_is_named(devices, exo_gpu, tmp_path):
     done = exo_gpu("watch", "--no-history", "--textfile", str(tmp_path / "no" / "such.prom"))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert "such.prom" in line
+    assert line.endswith("such.prom is not written: No such file or directory")
+
+
+def test_a_textfile_that_fails_later_ends_no_watch(devices, stream, tmp_path):
+    """Rule: it is told once, sampling goes on, and the file is written again when that works."""
+    folder = tmp_path / "collector"
+    folder.mkdir()
+    path = folder / "exo.prom"
+    process = stream("--every", "100ms", "--no-history", "--textfile", str(path))
+    assert process.stdout.readline()
+    away = folder.rename(tmp_path / "away")
+    assert "is not written: No such file" in process.stderr.readline()
+    for _ in range(30):
+        assert process.stdout.readline()
+    away.rename(folder)
+    path.unlink()
+    while not path.exists():
+        assert process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    assert process.stderr.read() == ""

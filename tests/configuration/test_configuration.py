@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from exo.gpu.configuration import (
     DEVICE_KEYS,
-    DISPLAY_RESERVE_BYTES,
     KEYS,
     Configuration,
     load_configuration,
@@ -99,12 +98,13 @@ def test_a_pattern_names_the_whole_name(load, pattern):
     assert load(f"[device.'{pattern}']\navoid = true").settings_of(CARD) == DeviceSettings()
 
 
-def test_a_display_card_keeps_memory_for_the_desktop(load):
-    """Rule: 512 MiB by default, and what somebody set in its place."""
+def test_what_a_display_card_keeps_is_left_to_the_decision_and_said(load):
+    """Rule: its reserve is what others use at that moment and more, unless somebody set another."""
     screen = GPUDevice("cuda:0", "RTX", "NVIDIA", "cuda", drives_display=True)
-    assert load().settings_of(screen).reserve_bytes == DISPLAY_RESERVE_BYTES
+    assert load().settings_of(screen).reserve_bytes is None
+    assert "512.0 MiB more" in load().told(screen)["reserve_bytes"][1]
     assert load("[device.RTX]\nreserve = 0").settings_of(screen).reserve_bytes == 0
-    assert load().settings_of(CARD).reserve_bytes is None
+    assert load().told(CARD) == {}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from boxes import GIB, device, host
 import exo.gpu as gpu
 from exo.gpu.coordination.leases import decide, lease
 from exo.gpu.coordination.runs import Listeners, run_command
+from exo.gpu.coordination.wishes import GangWishes, Wishes, request_of
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.vocabulary.errors import BackendError, InvalidValue, NeverAvailable, NotNow
 from exo.gpu.vocabulary.request import Request
@@ -24,6 +25,24 @@ def test_two_holders_get_two_devices_and_a_third_must_wait(two_fakes):
             pass
     with lease() as again:
         assert again.device_id == first.device_id
+
+
+def test_the_policy_is_the_one_that_is_set(use_box, monkeypatch):
+    """Rule: gpu.lease and gpu.map weigh as configured, and a policy in the call comes before it."""
+    busy, hot = {"compute_utilization_percent": 60}, {"temperature_celsius": 79.0}
+    use_box(
+        device("cuda:0", "NVIDIA", "cuda", sample=hot),
+        device("cuda:1", "NVIDIA", "cuda", sample=busy | {"temperature_celsius": 30.0}),
+    )
+    with lease() as best:
+        assert best.device_id == "cuda:0"
+    monkeypatch.setenv("EXO_GPU_POLICY", "coolest")
+    with lease() as best:
+        assert best.device_id == "cuda:1"
+    with lease(policy="balanced") as best:
+        assert best.device_id == "cuda:0"
+    with gpu.GPUExecutor() as executor:
+        assert executor.devices[0].device_id == "cuda:1"
 
 
 def test_declared_memory_is_counted_before_it_is_taken(two_fakes):
@@ -164,3 +183,64 @@ def test_what_works_under_an_inner_lease_knows_the_outer_ones_too(two_fakes, tmp
 def test_no_memory_is_no_request(two_fakes):
     with pytest.raises(InvalidValue, match="memory_bytes: 0"), lease(memory=0):
         pass
+
+
+def test_every_wish_of_a_request_can_be_said_in_python():
+    """Rule: what a request has, a lease takes, sizes as people write them and one name alone."""
+    request = request_of(
+        "2GiB",
+        host_memory="1GiB",
+        labels="big",
+        vendors=["NVIDIA"],
+        policy="pack",
+        min_idle_percent=50,
+        priority=3,
+        interconnect="nvlink",
+        count=2,
+    )
+    assert request == Request(
+        memory_bytes=2 * GIB,
+        host_memory_bytes=GIB,
+        labels=("big",),
+        vendors=("NVIDIA",),
+        policy="pack",
+        min_idle_percent=50,
+        priority=3,
+        interconnect="nvlink",
+        count=2,
+    )
+    typed = {**Wishes.__annotations__, **GangWishes.__annotations__}
+    known = {name for name in Request.__struct_fields__ if not name.endswith("_bytes")}
+    assert {*typed} == known - {"node", "despite_cordon"} | {"host_memory"}
+
+
+@pytest.mark.parametrize(
+    ("word", "near"), [("lables", "labels"), ("memory_bytes", "memory"), ("nod", "known: ")]
+)
+def test_an_unknown_wish_stops_with_the_near_spelling(two_fakes, word, near):
+    with pytest.raises(TypeError, match=near), lease(**{word: "x"}):
+        pass
+    with pytest.raises(TypeError, match=near):
+        gpu.map(str, [1], **{word: "x"})
+
+
+def test_wishes_decide_which_device_is_leased(two_fakes):
+    """Rule: a share is held of a device, and one that is ruled out is not taken."""
+    with lease(share=0.5, without_devices="cuda:0") as first:
+        assert first.device_id == "cuda:1"
+        refused = pytest.raises(NotNow, match=r"share of 0\.5 free")
+        with refused, lease(share=0.6, devices=["cuda:1"]):
+            pass
+
+
+def test_several_devices_are_leased_all_or_none(two_fakes):
+    """Rule: the block holds the whole gang, and a child of it sees all of it."""
+    with lease(count=2, holder="a gang") as best:
+        assert [one.device_id for one in best.gang] == ["cuda:0", "cuda:1"]
+        assert best.device_id == "cuda:0"
+        ids = {one.hardware_id for one in best.gang}
+        assert ids == {*best.environment()["EXO_GPU_FAKE_VISIBLE"].split(",")}
+        with pytest.raises(NotNow, match="2 devices are asked for"), lease(count=2):
+            pass
+    with pytest.raises(TypeError, match="'count' is for several devices"):
+        gpu.map(str, [1], count=2)

@@ -387,6 +387,7 @@ class TestLifecycle:
             "register_device", "unregister_device", "get_device", "list_devices",
             "get_capabilities", "get_aggregated_metrics", "snapshot", "select_best_device",
             "select", "distribute_workload", "record_metrics", "record_heartbeat", "lease", "shutdown",
+            "recording",
         }  # fmt: skip
 
     async def test_async_with_shuts_down_also_after_an_error(self):

@@ -63,13 +63,13 @@ def test_a_frame_is_there_at_once_and_the_next_comes_by_itself(node):
     with LocalTopSource(node(card, host()), cadence_seconds=0.1) as source:
         first = source.frame()
         assert first.taken_at is None or first.snapshot.devices
-        frame = until(source, lambda one: one.snapshot.devices)
+        frame = until(source, lambda one: one.snapshot.devices and one.snapshot.devices[0].sample)
         assert [state.device.device_id for state in frame.snapshot.devices] == ["cuda:0", "cpu:0"]
         assert [(user.pid, user.foreign) for user in frame.users] == [(os.getpid(), True)]
         assert set(frame.untold) == {"cpu:0"}
         assert list(frame.histories) == ["cuda:0", "cpu:0"]
         assert len(frame.histories) == 2
-        assert set(frame.histories["cuda:0"]["power_watts"]) == {5.0}
+        assert {5.0} <= set(frame.histories["cuda:0"]["power_watts"]) <= {5.0, None}
         assert "cuda:7" not in frame.histories
         until(source, lambda one: one is not frame)
 
@@ -94,7 +94,10 @@ def test_a_script_that_is_gone_is_a_reason_and_no_end(node, tmp_path):
         until(source, lambda one: one.snapshot.devices)
         write_box(tmp_path, card | {"fail": "it fell off the bus"})
         frame = until(source, lambda one: one.snapshot.devices[0].health == "failed")
-        assert frame.untold["cuda:0"] == "it fell off the bus"
+        assert frame.snapshot.devices[0].health_since is not None
+        until(source, lambda one: one.untold.get("cuda:0") == "it fell off the bus")
+        write_box(tmp_path, card)
+        until(source, lambda one: one.snapshot.devices[0].health == "ok")
 
 
 def test_where_there_is_no_device_the_backends_say_why(tmp_path):
@@ -125,10 +128,10 @@ def test_a_wedged_device_costs_itself_alone():
     with LocalTopSource(lambda: LocalNode(service=service), cadence_seconds=0.05) as source:
         until(source, lambda one: one.snapshot.devices)
         backend.gate.clear()
-        frame = until(source, lambda one: one.snapshot.devices[1].health == "failed")
+        frame = until(source, lambda one: one.snapshot.devices[1].health == "degraded")
         well, wedged = frame.snapshot.devices
         assert well.health == "ok"
-        assert "no answer" in wedged.health_reason or "hangs" in wedged.health_reason
+        assert "hangs" in wedged.health_reason
         until(source, lambda one: one.taken_at > frame.taken_at)
     backend.gate.set()
 

@@ -81,7 +81,15 @@ def logging_desk(folder, log):
         dequeue(book, waiter_id)
 
     Book.add, Book.dequeue, Book.enqueue = logged_add, logged_dequeue, logged_enqueue
-    eyes = Eyes(lambda newer: None, snapshot_of, lambda name: None, lambda name: None)
+    devices = tuple(state.device for state in snapshot_of(()).devices)
+    eyes = Eyes(
+        lambda: devices,
+        lambda *_: None,
+        lambda: None,
+        snapshot_of,
+        lambda name: None,
+        lambda name: None,
+    )
     place = StorePlace(Path(folder) / "store", "chaos", "chaos")
     return LeaseDesk(lambda: place, eyes)
 

@@ -484,3 +484,37 @@ def test_what_an_expired_lease_was_is_said(tmp_path, caplog):
     assert "a training has expired" in caplog.text
     held.release()
     store.close()
+
+
+def test_what_could_not_be_written_down_is_not_held(store, monkeypatch):
+    """Rule: where the ledger refuses the lease at the very end, no lock of it stays behind."""
+    with pytest.raises(StoreError), store.transaction() as book:
+        held = book.add(lease())
+        store._connection.execute("ROLLBACK")  # so that there is nothing to commit
+    assert store.locks.names() == []
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(held.lock_fd)
+    assert store.live() == ()
+
+
+def test_a_word_that_nobody_can_read_is_passed_over(store):
+    """Rule: anybody may leave a word, and nonsense there stops nobody."""
+    for name in ("nobody ²", "nobody x", "nobody"):
+        (store._home / "ended" / name).symlink_to("-")
+    assert store.live() == ()
+    assert os.listdir(store._home / "ended") == []
+
+
+def test_a_fork_beside_a_thread_that_has_its_turn_is_not_stuck(store):
+    """Rule: that thread is not there in the child, and can never end its turn."""
+    _, (held,) = take(store, always)
+    with store._turn:
+        child = os.fork()
+        if not child:
+            signal.alarm(30)
+            try:
+                os._exit(len(store.live()))
+            finally:
+                os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    held.release()

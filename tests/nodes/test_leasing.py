@@ -11,7 +11,7 @@ import time
 import pytest
 from msgspec.structs import replace
 
-from exo.gpu.nodes import leasing
+from exo.gpu.nodes import awaited_memory, leasing
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.vocabulary.errors import LeaseKept, NoSuchLease, NotNow
 from exo.gpu.vocabulary.lease import Waiter
@@ -109,7 +109,8 @@ def test_the_next_one_is_let_in_when_the_memory_is_back(box):
 
 def test_memory_that_does_not_come_back_counts_as_somebody_elses(box, monkeypatch, caplog):
     """Rule: after the deadline the next one is let in, and it is said what is in the way."""
-    monkeypatch.setattr(leasing, "SETTLE_SECONDS", 0.3)
+    for module in (awaited_memory, leasing):
+        monkeypatch.setattr(module, "SETTLE_SECONDS", 0.3)
     caplog.set_level(logging.WARNING)
     node, other = box.node(), box.node()
     lease_id = taken(node)

@@ -47,6 +47,16 @@ def box(tmp_path):
         node.close()
 
 
+def test_a_verdict_needs_no_watch(box):
+    """Rule: without a watch a device is judged by its newest sample alone, as in a snapshot."""
+    node = box(entry("cuda:0", sample={"temperature_celsius": 95.0}))
+    assert node.verdict("cuda:0").health is Health.OK  # no sample yet
+    (state,) = node.snapshot().devices
+    verdict = node.verdict("cuda:0")
+    assert (verdict.health, "; ".join(verdict.reasons)) == (state.health, state.health_reason)
+    assert verdict.health is Health.DEGRADED
+
+
 def test_a_snapshot_has_fresh_samples_and_live_leases(box):
     node = box(entry("cuda:0"), entry("cuda:1"))
     grant = node.acquire(Request(memory_bytes=2 * GIB))

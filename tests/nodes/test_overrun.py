@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
+from msgspec.structs import replace
 
 from exo.gpu.backend import DeviceProcess
-from exo.gpu.nodes.overrun import OverrunWatch, Seen, overrun_words, seen_under
+from exo.gpu.execution.pinning import LEASES_VARIABLE
+from exo.gpu.nodes.lease_report import measured
+from exo.gpu.nodes.overrun import HoldersWatch, OverrunWatch, Seen, overrun_words, seen_under
 from exo.gpu.vocabulary.errors import StoreError
 from exo.gpu.vocabulary.lease import Lease
 
@@ -97,8 +102,6 @@ def test_with_kill_the_whole_tree_is_ended(family, caplog):
 
 
 def test_without_a_declaration_nothing_is_an_overrun(family, caplog):
-    from msgspec.structs import replace
-
     process, child = family
     noted = watched(replace(DECLARED, memory_bytes=None), [[listed(child, 30)]], process.pid)
     assert noted[0][1].memory_bytes == 30 * GIB
@@ -124,9 +127,72 @@ def test_a_store_that_fails_does_not_end_the_watch(family, caplog):
 
 
 def test_who_uses_more_is_named_as_well_as_is_known():
-    from msgspec.structs import replace
-
     nameless = replace(DECLARED, holder="", command="", pid=7, seen_bytes=3 * GIB)
     assert overrun_words(nameless).startswith("cuda:0: process 7 holds")
     assert nameless.overrun_bytes == GIB
     assert DECLARED.overrun_bytes == 0
+
+
+WORKER = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
+
+
+@pytest.fixture
+def workers():
+    """Children of this process that work under a lease each: by the lease's id."""
+    made = {}
+    for name in ("one", "two"):
+        made[name] = subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {LEASES_VARIABLE: f"outer,{name}"},
+        )
+        made[name].stdout.readline()
+    yield {name: process.pid for name, process in made.items()}
+    for process in made.values():
+        process.communicate()
+
+
+def of_this_process(name):
+    return replace(DECLARED, lease_id=name, pid=os.getpid(), taken_at=time.time())
+
+
+def test_of_several_leases_of_one_process_each_has_its_own_workers(workers):
+    """Rule: two workers that keep to what they declared are no overrun of each other's lease."""
+    here = [listed(workers["one"], 1), listed(workers["two"], 3), listed(1, 16)]
+    leases = (of_this_process("one"), of_this_process("two"))
+    one, two = measured(leases, lambda _: here)
+    assert (one.seen_bytes, one.seen_pids) == (GIB, (workers["one"],))
+    assert (two.seen_bytes, two.overrun_bytes) == (3 * GIB, GIB)
+    (alone,) = measured(leases[:1], lambda _: here)
+    assert alone.seen_bytes == 4 * GIB
+
+
+def test_whose_memory_it_is_is_not_guessed(workers):
+    """Rule: what the holder itself takes, of two leases, is nobody's overrun."""
+    here = [listed(os.getpid(), 9)]
+    leases = (of_this_process("three"), of_this_process("four"))
+    assert [one.seen_bytes for one in measured(leases, lambda _: here)] == [None, None]
+
+
+def test_holders_are_looked_after_until_the_last_lease_ends(workers, caplog):
+    """Rule: an overrun of a worker is told once and noted; with nothing held nobody looks."""
+    held = [of_this_process("one"), of_this_process("two")]
+    noted = []
+    lists = [listed(workers["one"], 1), listed(workers["two"], 3)]
+    watch = HoldersWatch(
+        lambda: tuple(held),
+        lambda leases: measured(leases, lambda _: lists),
+        lambda lease_id, seen: noted.append((lease_id, seen.memory_bytes)),
+        every_seconds=0.01,
+    )
+    assert watch.look()
+    assert watch.look()
+    assert sorted(noted) == [("one", GIB), ("two", 3 * GIB)]
+    (record,) = caplog.records
+    assert "holds 3.0 GiB, and declared 2.0 GiB" in record.message
+    held.clear()
+    assert not watch.look()
+    watch.start()
+    assert not any(one.name == "exo-gpu-overrun" for one in threading.enumerate())

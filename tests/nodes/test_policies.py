@@ -7,8 +7,8 @@ import json
 import pytest
 
 from exo.gpu.nodes.local import LocalNode
-from exo.gpu.nodes.policies import policies_for
-from exo.gpu.vocabulary.errors import InvalidValue, UnknownName
+from exo.gpu.nodes.policies import default_policy, policies_for
+from exo.gpu.vocabulary.errors import ConfigurationError, InvalidValue, UnknownName
 from exo.gpu.vocabulary.request import Request
 
 MODULE = """
@@ -48,6 +48,19 @@ def package(tmp_path, monkeypatch):
 
 def test_a_preset_needs_no_package():
     assert policies_for(Request(policy="pack")) == {}
+
+
+def test_the_policy_that_is_set_is_the_default(package):
+    """Rule: nothing set is balanced; a preset or a package's policy may be set by name."""
+    assert default_policy({}) == "balanced"
+    assert default_policy({"EXO_GPU_POLICY": "pack"}) == "pack"
+    assert default_policy({"EXO_GPU_POLICY": "last-first"}) == "last-first"
+
+
+@pytest.mark.parametrize("name", ["pakc", "broken"])
+def test_a_set_policy_that_is_none_is_told_with_its_source(package, name):
+    with pytest.raises(ConfigurationError, match=f"EXO_GPU_POLICY: policy: '{name}'"):
+        default_policy({"EXO_GPU_POLICY": name})
 
 
 def test_a_policy_of_a_package_is_loaded_by_its_name(package):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from exo.gpu.scheduling.columns import Sizes
 from exo.gpu.scheduling.fast import FastSelector
+from exo.gpu.scheduling.filters import FILTERS, refusals_of, that_matter
 from exo.gpu.scheduling.policies import POLICIES, Policy
 from exo.gpu.scheduling.scorer import MemoryFree
 from exo.gpu.scheduling.selector import select, select_many
@@ -21,6 +22,7 @@ from exo.gpu.vocabulary.errors import UnknownName
 from exo.gpu.vocabulary.health import Cordon
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.links import Link, LinkKind
+from exo.gpu.vocabulary.process import RunningProcess
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.settings import DeviceSettings
 from exo.gpu.vocabulary.snapshot import DeviceState, Health
@@ -74,7 +76,9 @@ class Dice:
             exclusive=self.rarely(True, usually=False),
             pool=pool,
         )
-        return msgspec.structs.replace(found, share=share, host_memory_bytes=self.rarely(GIB))
+        return msgspec.structs.replace(
+            found, share=share, host_memory_bytes=self.rarely(GIB), host_cpus=self.rarely(1, 2)
+        )
 
     def device(self) -> DeviceState:
         device_id = self.name()
@@ -114,6 +118,7 @@ class Dice:
         return msgspec.structs.replace(
             one,
             measured_gflops=self.one_of(None, 0.0, 100.0, 5000.0),
+            foreign=self.rarely((RunningProcess(pid=7, name="train"),), usually=()),
             warm_keys=self.one_of((), (), ("llama",), ("llama", "qwen")),
         )
 
@@ -156,6 +161,14 @@ def same(table: FastSelector, request: Request, now: float) -> bool:
     """Whether anything was chosen; that it is the same is asserted."""
     expected = select(table.snapshot(now=now), request).chosen
     assert table.choose(request, now=now).chosen == expected
+    for one in table.snapshot(now=now).devices:
+        asked = that_matter(FILTERS, request), FILTERS
+        told = [[*refusals_of(one, table.snapshot(now=now), request, rules)] for rules in asked]
+        assert told[0] == told[1]
+    brief = select(table.snapshot(now=now), request, brief=True)
+    full = table.decide(request, now=now)
+    assert (brief.chosen, brief.never, brief.left_out) == (full.chosen, full.never, full.left_out)
+    assert [one.device_id for one in brief.ranking] == [one.device_id for one in full.ranking]
     return bool(expected)
 
 

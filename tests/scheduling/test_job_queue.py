@@ -198,6 +198,27 @@ def test_who_stands_far_back_is_told_so():
     assert not answer.decision.never
 
 
+def test_who_comes_after_one_for_whom_nothing_can_be_kept_is_protected_in_its_place():
+    """Rule: a stranger's 20 GiB hold up the first; that lets nobody starve the second."""
+    first = waiter("first", 10, devices=("cuda:0",))
+    second = waiter("second", exclusive=True, devices=("cuda:1",), at=2.0)
+    cards = (card(0, used=20 * GIB), card(1, [lease(1, 10)]))
+    answer = turn([first, second], waiter("small", 1, at=3.0, devices=("cuda:1",)), *cards)
+    assert (answer.head.waiter_id, answer.head.reserved) == ("second", ("cuda:1",))
+    assert answer.decision.chosen == ()
+    own = turn([first, second], second, *cards)
+    assert (own.head.waiter_id, own.head.reserved) == ("second", ("cuda:1",))
+
+
+def test_a_reservation_on_a_hidden_device_is_left_alone_by_who_does_not_see_it():
+    """Rule: only the waiter itself can tell that a device is gone, and not just hidden."""
+    head = waiter("head", exclusive=True, reserved=("cuda:1",), since=5.0)
+    busy = card(0, [lease(0)])
+    answer = turn([head], waiter("other", exclusive=True, at=2.0), busy)
+    assert (answer.head.reserved, answer.head.reserved_seconds) == (("cuda:1",), 5.0)
+    assert turn([head], head, busy).head.reserved == ("cuda:0",)
+
+
 requests = st.fixed_dictionaries(
     {
         "gib": st.sampled_from([None, 1, 4, 10, 20, 24]),

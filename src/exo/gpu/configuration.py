@@ -15,8 +15,14 @@ import msgspec
 
 from exo.gpu.vocabulary.device import RUNTIMES
 from exo.gpu.vocabulary.errors import ConfigurationError, InvalidValue, UnknownName
-from exo.gpu.vocabulary.settings import DeviceSettings
-from exo.gpu.vocabulary.units import check_number, check_text, check_whole, parse_size
+from exo.gpu.vocabulary.settings import DESKTOP_BYTES, DeviceSettings
+from exo.gpu.vocabulary.units import (
+    check_number,
+    check_text,
+    check_whole,
+    format_size,
+    parse_size,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,9 +33,6 @@ PATH_VARIABLE = "EXO_GPU_CONFIG"
 """Path of the only configuration file that is read, in place of the machine's and the user's."""
 
 MACHINE_PATH = Path("/etc/exo-gpu/config.toml")
-
-# A desktop opens windows at any time: what browsers and compositors take at once stays below this.
-DISPLAY_RESERVE_BYTES = 512 * 2**20
 
 # They draw the desktop and are on a card as long as the session lasts.
 DESKTOP_PROCESSES = (
@@ -47,7 +50,11 @@ DESKTOP_PROCESSES = (
 )
 
 DEFAULT = "default"
-_DISPLAY_DEFAULT = "default for a card that drives a display"
+# What holds is worked out at the moment of a decision; here only is said what it will be.
+_DISPLAY_DEFAULT = (
+    "default for a card that drives a display: what others use there, and "
+    f"{format_size(DESKTOP_BYTES)} more"
+)
 
 
 class DeviceRule(msgspec.Struct, frozen=True):
@@ -92,7 +99,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
         """What holds for a device that is no plain default: by setting, the value and source."""
         told: dict[str, tuple[Any, str]] = {}
         if device.drives_display:
-            told["reserve_bytes"] = (DISPLAY_RESERVE_BYTES, _DISPLAY_DEFAULT)
+            told["reserve_bytes"] = (None, _DISPLAY_DEFAULT)
         for rule in self.rules:
             if rule.names(device):
                 told |= {name: (value, rule.source) for name, value in rule.settings.items()}

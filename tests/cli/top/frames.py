@@ -196,6 +196,7 @@ MACHINE = TopFrame(
     },
     users=USERS,
     untold=UNTOLD,
+    cadence_seconds=2.0,
 )
 NOTHING = TopFrame(taken_at=NOW, notes=("cuda: no NVIDIA driver", "vulkan: no driver is installed"))
 UNKNOWN = TopFrame(
@@ -209,6 +210,7 @@ UNKNOWN = TopFrame(
     ),
     histories={"cuda:0": {"power_watts": [None, float("nan"), float("inf"), 3.0, None]}},
     notes=("leases are not shown: the store is read-only",),
+    cadence_seconds=2.0,
 )
 
 

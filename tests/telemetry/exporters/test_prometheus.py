@@ -79,11 +79,11 @@ def test_what_is_unknown_has_no_series():
     assert "exo_gpu_measured_flops" not in found
 
 
-def test_a_stale_sample_is_told_by_its_age_alone():
+def test_a_stale_sample_is_told_by_its_time_alone():
     """Rule: old figures are not scraped as new ones; the device stays visible as not read."""
     found = parsed(state(age=31.0, power_watts=100.0, throttle_reasons=("idle",)))
     assert value(found, "up", uuid="GPU-1") == 0
-    assert value(found, "sample_age_seconds", uuid="GPU-1") == 31
+    assert value(found, "sample_timestamp_seconds", uuid="GPU-1") == 1.0
     assert "exo_gpu_power_watts" not in found
     assert "exo_gpu_throttle_reason" not in found
 
@@ -91,7 +91,7 @@ def test_a_stale_sample_is_told_by_its_age_alone():
 def test_a_device_never_sampled_is_there():
     found = parsed(DeviceState(device=CARD))
     assert value(found, "up", uuid="GPU-1") == 0
-    assert "exo_gpu_sample_age_seconds" not in found
+    assert "exo_gpu_sample_timestamp_seconds" not in found
 
 
 def test_info_joins_by_uuid():

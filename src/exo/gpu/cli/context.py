@@ -9,6 +9,7 @@ import click
 from exo.gpu.cli.request_options import (
     count_option,
     duration,
+    duration_from,
     gang_options,
     make_request,
     request_options,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "count_option",
     "duration",
+    "duration_from",
     "files",
     "gang_options",
     "left_out_line",

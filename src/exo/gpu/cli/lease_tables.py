@@ -56,7 +56,8 @@ def why_held(lease: Lease) -> str:
             f"{lease.lease_id} waits for nothing: it holds {_holds(lease)} of {lease.device_id} "
             f"since {moment(lease.taken_at)}, and ends with the last process under it."
         )
-    return "\n".join(_wrapped(f"{text} {'; '.join(_lease_details(lease))}".strip(), ""))
+    details = "; ".join(_lease_details(lease))
+    return "\n".join([*_wrapped(text, ""), *_wrapped(details, _INDENT)])
 
 
 def why_waiting(waiter: Waiter, turn: Turn) -> str:
@@ -119,6 +120,8 @@ def _waiter_row(waiter: Waiter) -> tuple[str, ...]:
 def _asks(waiter: Waiter) -> str:
     request = waiter.request
     what = "a slot" if request.memory_bytes is None else format_size(request.memory_bytes)
+    if request.share is not None:
+        what = f"a share of {request.share:g}"
     if request.exclusive:
         what = "a whole device"
     return what if request.count == 1 else f"{request.count} x {what}"

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from exo.gpu.cli.request_files import request_in
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -47,6 +49,19 @@ def duration(ctx: click.Context, option: click.Parameter, text: str | None) -> f
         return None if text is None else parse_duration(text, option.opts[-1])
     except InvalidValue as error:
         raise click.UsageError(str(error), ctx) from None
+
+
+def duration_from(shortest_seconds: float) -> Callable[..., float | None]:
+    """A click callback as :func:`duration`, for times that must not be shorter."""
+
+    def check(ctx: click.Context, option: click.Parameter, text: str | None) -> float | None:
+        seconds = duration(ctx, option, text)
+        if seconds is not None and seconds < shortest_seconds:
+            message = f"{option.opts[-1]}: {text!r} is not a duration of at least "
+            raise click.UsageError(f"{message}{shortest_seconds:g}s", ctx)
+        return seconds
+
+    return check
 
 
 def runtime(ctx: click.Context, option: click.Parameter, name: str | None) -> str | None:
@@ -115,9 +130,8 @@ def _completing(names: Callable[[], Iterable[str]]) -> Callable[..., list[str]]:
 count_option = click.option(
     "--count",
     type=click.IntRange(min=1),
-    default=1,
     metavar="N",
-    help="How many devices; all or nothing, and joined as well as can be.",
+    help="How many devices, 1 by default; all or nothing, and joined as well as can be.",
 )
 _GANG_OPTIONS = (
     count_option,
@@ -140,6 +154,14 @@ _ON_OPTION = click.option(
 )
 
 _REQUEST_OPTIONS = (
+    click.option(
+        "--request",
+        "base",
+        type=click.File("rb"),
+        callback=request_in,
+        metavar="FILE",
+        help="A request as JSON, '-' for standard input; options given beside it come on top.",
+    ),
     click.option(
         "--memory",
         callback=size,
@@ -179,7 +201,11 @@ _REQUEST_OPTIONS = (
         is_flag=True,
         help="Every runtime at once, software drivers and the host beside hardware.",
     ),
-    click.option("--exclusive", is_flag=True, help="Nobody else's lease on the same device."),
+    click.option(
+        "--exclusive",
+        is_flag=True,
+        help="Nobody else's lease on the same device, and no foreign program.",
+    ),
     click.option(
         "--class",
         "device_class",
@@ -259,8 +285,8 @@ _REQUEST_OPTIONS = (
         "--policy",
         shell_complete=_completing(_policy_names),
         metavar="NAME",
-        help="How devices are weighed: balanced (the default), fastest, coolest, pack, spread, "
-        "efficient, or one that a package brings.",
+        help="How devices are weighed: balanced (the default, unless another is set), fastest, "
+        "coolest, pack, spread, efficient, or one that a package brings.",
     ),
 )
 
@@ -304,16 +330,20 @@ def gang_options(command: Command) -> Command:
     return command
 
 
-def make_request(holder: str, options: dict[str, Any], base: Request | None = None) -> Request:
-    """The request that the options describe, laid over ``base`` where there is one.
+def make_request(holder: str, options: dict[str, Any]) -> Request:
+    """The request that the options describe, laid over that of ``--request`` where there is one.
 
-    ``holder`` says who asks, for people. An option that was not given changes nothing.
+    ``holder`` says who asks, for people. An option that was not given changes nothing; where no
+    policy was named, the one that is set in the configuration holds.
 
     Raises:
         UsageError: for options that exclude each other.
         InvalidValue: for a value that cannot be.
+        ConfigurationError: for a set policy that nobody has.
 
     """
+    import os
+
     from msgspec.structs import replace
 
     from exo.gpu.vocabulary.request import Request
@@ -332,8 +362,11 @@ def make_request(holder: str, options: dict[str, Any], base: Request | None = No
         if name in Request.__struct_fields__
         and not (value is None or value is False or value == ())
     }
+    base: Request | None = options.get("base")
     if base is None:
+        if "policy" not in given:
+            from exo.gpu.nodes.policies import default_policy
+
+            given["policy"] = default_policy(os.environ)
         return Request(holder=holder, **given)
-    if given.get("count") == 1:  # the default, or what it says anyway
-        del given["count"]
     return replace(base, holder=base.holder or holder, **given)

@@ -11,7 +11,7 @@ import msgspec
 
 from exo.gpu.backend import on_daemon_thread
 from exo.gpu.coordination.leases import HeldDevice, LeasedDevice, take
-from exo.gpu.coordination.slots import request_of
+from exo.gpu.coordination.wishes import request_of
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.vocabulary.errors import NoSuchDevice
 

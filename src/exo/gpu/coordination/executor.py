@@ -9,7 +9,7 @@ import queue
 import sys
 import weakref
 from concurrent.futures import CancelledError, Executor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from exo.gpu.coordination.futures import GPUFuture, settler
 from exo.gpu.coordination.items import Function, Job
@@ -17,7 +17,8 @@ from exo.gpu.coordination.map_items import items_of
 from exo.gpu.coordination.map_results import Done, MapResults, StreamedResults
 from exo.gpu.coordination.map_run import Mailbox, MapRun
 from exo.gpu.coordination.open_slots import OpenSlots
-from exo.gpu.coordination.slots import request_of, tell_left_out
+from exo.gpu.coordination.slots import tell_left_out
+from exo.gpu.coordination.wishes import Wishes, request_of
 from exo.gpu.execution.payloads import dump, dump_function, dump_parcel
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.scheduling.retry import RetryPolicy, retry_names
@@ -45,6 +46,8 @@ __all__ = ["Done", "GPUExecutor", "GPUFuture"]
 
 Result = TypeVar("Result")
 
+_OF_A_GANG = frozenset({"count", "same_node", "interconnect"})
+
 
 class GPUExecutor(Executor):
     """Runs functions in worker processes, each pinned to one slot of one device.
@@ -56,10 +59,11 @@ class GPUExecutor(Executor):
     Only devices of the best class, and of the runtime of the best device, are used, unless
     ``devices``, ``runtime`` or ``all_devices`` says otherwise; what was left out is in
     :attr:`left_out` and in the log. ``memory`` is what one worker needs in total, as ``"2GiB"``
-    or bytes; ``slots`` is how many workers a device gets, by default what the device states.
-    ``initializer`` is called once in each worker. ``node`` is a node to share, which then stays
-    open at shutdown. ``policy`` names the policy that scores the devices. With ``wait``
-    (``"30m"`` or seconds) the first device is waited for in the line, so long.
+    or bytes, and ``wishes`` are further fields of a request, for one worker each: ``share``,
+    ``labels``, ``policy``, ``priority``, ``holder`` and so on. ``slots`` is how many workers a
+    device gets, by default what the device states. ``initializer`` is called once in each worker.
+    ``node`` is a node to share, which then stays open at shutdown. With ``wait`` (``"30m"`` or
+    seconds) the first device is waited for in the line, so long.
 
     ``deadline`` (``"10m"`` or seconds) is how long each item may run. ``retries`` is how many
     further tries an item gets that failed by itself, where ``retry_on`` is given only after these
@@ -71,6 +75,7 @@ class GPUExecutor(Executor):
     Raises:
         NeverAvailable: when no device here can ever satisfy it.
         NotNow: when one could, but not at the moment.
+        TypeError: for a wish that nobody knows, with the near spelling.
         InvalidValue: naming what cannot be.
 
     """
@@ -79,16 +84,11 @@ class GPUExecutor(Executor):
         self,
         *,
         memory: str | int | None = None,
-        devices: str | Iterable[str] | None = None,
-        runtime: str | None = None,
-        all_devices: bool = False,
         slots: int | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         node: Node | None = None,
         max_attempts: int = 3,
-        holder: str = "",
-        policy: str | None = None,
         wait: str | float | None = None,
         retries: int = 0,
         retry_on: Iterable[object] = (),
@@ -98,20 +98,16 @@ class GPUExecutor(Executor):
         max_tasks_per_worker: int | None = None,
         on_output: Callable[[SlotOutput], None] | None = None,
         on_device_lost: Callable[[GPUDevice, str], None] | None = None,
+        **wishes: Unpack[Wishes],
     ) -> None:
         retry = RetryPolicy(
             max_attempts=max_attempts, retries=retries, retry_on=retry_names(retry_on), grow=grow
         )
         check_whole("max_tasks_per_worker", max_tasks_per_worker, low=1, optional=True)
         self._deadline_seconds = None if deadline is None else parse_duration(deadline, "deadline")
-        request = request_of(
-            memory=memory,
-            devices=devices,
-            runtime=runtime,
-            all_devices=all_devices,
-            holder=holder,
-            policy=policy,
-        )
+        for name in _OF_A_GANG.intersection(wishes):
+            raise TypeError(f"{name!r} is for several devices, and a worker has one")
+        request = request_of(memory, **wishes)
         setup = SlotSetup(
             import_path=tuple(sys.path),
             initializer=dump((initializer, initargs), "the initializer") if initializer else None,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import msgspec
 
-from exo.gpu.coordination.slots import refusal, request_of
+from exo.gpu.coordination.slots import refusal
+from exo.gpu.coordination.wishes import GangWishes, request_of
 from exo.gpu.execution.pinning import apply_changes
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.nodes.policies import policies_for
@@ -17,7 +18,7 @@ from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.units import parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator
 
     from exo.gpu.vocabulary.decision import Decision
     from exo.gpu.vocabulary.request import Request
@@ -25,13 +26,15 @@ if TYPE_CHECKING:
 
 
 class LeasedDevice(GPUDevice, frozen=True, kw_only=True):
-    """A device while a lease on it is held."""
+    """A device while a lease on it is held; where several were asked for, the best of them."""
 
     variables: dict[str, str | None]
     """What pins a process to it: variables to set, or with None to remove."""
+    gang: tuple[GPUDevice, ...] = ()
+    """All the devices that are held, this one first."""
 
     def environment(self) -> dict[str, str]:
-        """This process's environment, changed so that a child sees this device and no other."""
+        """This process's environment, changed so that a child sees what is held and no more."""
         return apply_changes(os.environ, self.variables)
 
 
@@ -40,7 +43,7 @@ def decide(request: Request, *, node: LocalNode | None = None) -> tuple[Decision
     if node is None:
         with LocalNode() as opened:
             return decide(request, node=opened)
-    snapshot = node.snapshot()
+    snapshot = node.snapshot(others=request.exclusive)
     return select(snapshot, request, policies=policies_for(request)), snapshot
 
 
@@ -48,37 +51,30 @@ def decide(request: Request, *, node: LocalNode | None = None) -> tuple[Decision
 def lease(
     memory: str | int | None = None,
     *,
-    devices: str | Iterable[str] | None = None,
-    runtime: str | None = None,
-    exclusive: bool = False,
-    holder: str = "",
-    priority: int = 0,
     wait: str | float | None = None,
     expires: str | float | None = None,
     node: LocalNode | None = None,
+    **wishes: Unpack[GangWishes],
 ) -> Generator[LeasedDevice]:
     """Hold the best device for the length of a ``with`` block.
 
     ``memory`` is what the work needs in total, as ``"8GiB"`` or bytes; without it one of the
-    device's slots is taken. With ``wait`` (``"30m"`` or seconds) the request stands in the line
-    so long where nothing is free now. The lease ends with the block, or with this process, and
-    with ``expires`` after so long whatever still runs. It pins nothing here: start a child with
-    ``env=device.environment()``, or set the variables before a GPU library is first used.
+    device's slots is taken. ``wishes`` are further fields of a request: ``devices``, ``runtime``,
+    ``exclusive``, ``share``, ``labels``, ``policy``, ``priority``, ``holder`` and so on; with
+    ``count`` several devices are held, all or none. With ``wait`` (``"30m"`` or seconds) the
+    request stands in the line so long where nothing is free now. The lease ends with the block,
+    or with this process, and with ``expires`` after so long whatever still runs. It pins nothing
+    here: start a child with ``env=device.environment()``, or set the variables before a GPU
+    library is first used.
 
     Raises:
         NeverAvailable: when no device here can ever satisfy the request, however long the wait.
         NotNow: when one could, but not at the moment, or not before the wait was over.
+        TypeError: for a wish that nobody knows, with the near spelling.
         InvalidValue: naming what cannot be.
 
     """
-    request = request_of(
-        memory=memory,
-        devices=devices,
-        runtime=runtime,
-        exclusive=exclusive,
-        holder=holder,
-        priority=priority,
-    )
+    request = request_of(memory, **wishes)
     with ExitStack() as stack:
         home = node if node is not None else stack.enter_context(LocalNode())
         held = take(request, home, wait, expires)
@@ -122,13 +118,15 @@ def take(
             node.release(lease_id)
 
     try:
-        name = grant.decision.chosen[0]
-        devices = node.inventory().devices
-        device = next(device for device in devices if device.device_id == name)
+        here = {device.device_id: device for device in node.inventory().devices}
+        gang = tuple(here[name] for name in grant.decision.chosen)
         leased = LeasedDevice(
-            **msgspec.structs.asdict(device), variables=node.environment((name,), grant.lease_ids)
+            **msgspec.structs.asdict(gang[0]),
+            variables=node.environment(grant.decision.chosen, grant.lease_ids),
+            gang=gang,
         )
     except BaseException:
         release()
         raise
+    node.look_after()
     return HeldDevice(leased, release)

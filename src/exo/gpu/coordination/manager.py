@@ -10,20 +10,22 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from exo.gpu.backend import on_daemon_thread
+from exo.gpu.coordination.device_health import DeviceHealth
+from exo.gpu.coordination.recording import NOT_WANTED, HistoryKeeper, Recording
 from exo.gpu.scheduling.distributor import Distribution, Maxima, WorkloadDistributor, weigh
 from exo.gpu.scheduling.fast import FastSelector
 from exo.gpu.scheduling.selector import select
 from exo.gpu.telemetry.collector import TelemetryCollector
-from exo.gpu.telemetry.health.book import assess
-from exo.gpu.telemetry.health.pulse import PulseBoard
 from exo.gpu.telemetry.table.turns import Turns
 from exo.gpu.telemetry_protocol import Heartbeat
 from exo.gpu.vocabulary.decision import Decision
 from exo.gpu.vocabulary.device import DeviceCapabilities, GPUDevice
 from exo.gpu.vocabulary.errors import DuplicateDevice, InvalidValue, ManagerClosed, NoSuchDevice
+from exo.gpu.vocabulary.health import HealthEvent
 from exo.gpu.vocabulary.metrics import GPUMetrics
 from exo.gpu.vocabulary.request import Request
-from exo.gpu.vocabulary.snapshot import STALE_AFTER_SECONDS, DeviceState, Health, Snapshot
+from exo.gpu.vocabulary.snapshot import STALE_AFTER_SECONDS, DeviceState, Snapshot
 from exo.gpu.vocabulary.units import check_number, check_whole
 
 if TYPE_CHECKING:
@@ -50,9 +52,14 @@ class GPUClusteringManager:
         *,
         max_history: int = 100,
         stale_after_seconds: float = STALE_AFTER_SECONDS,
+        history: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing but an empty table; the other parts are made when first used.
+
+        With ``history`` what is recorded is also kept on disk, unless another process of this
+        machine does so already: see :attr:`recording`. Nobody waits for the disk but
+        :meth:`shutdown`, and that for ten seconds at most.
 
         Raises:
             InvalidValue: for a history below 1 or a stale limit that is not a number of seconds.
@@ -63,7 +70,7 @@ class GPUClusteringManager:
         self._devices: dict[str, GPUDevice] = {}
         self._hardware: dict[tuple[str, str], str] = {}
         self._turns = Turns()
-        self._pulses = PulseBoard(clock=clock, stale_after_seconds=stale_after_seconds)
+        self._health = DeviceHealth(clock=clock, stale_after_seconds=stale_after_seconds)
         self._strangers: set[str] = set()
         self._collector: TelemetryCollector | None = None
         self._distributor: WorkloadDistributor | None = None
@@ -74,6 +81,9 @@ class GPUClusteringManager:
         self._version = 0
         self._closed = False
         self._lock = threading.RLock()
+        self._keeper = HistoryKeeper() if history else None
+        if self._keeper is not None:
+            self._keeper.open_in_background()
 
     async def __aenter__(self) -> Self:
         self._require_open()
@@ -81,6 +91,11 @@ class GPUClusteringManager:
 
     async def __aexit__(self, *_: object) -> None:
         await self.shutdown()
+
+    @property
+    def recording(self) -> Recording:
+        """Whether what is recorded reaches the disk now, and where; where it does not, why."""
+        return NOT_WANTED if self._keeper is None else self._keeper.recording
 
     def register_device(self, device: GPUDevice) -> None:
         """Add a device; adding the same facts again is harmless.
@@ -106,6 +121,9 @@ class GPUClusteringManager:
             self._devices[device.device_id] = device
             self._hardware[identity] = device.device_id
             self._telemetry.describe(device)
+            self._health.watch(device)
+            if self._keeper is not None:
+                self._keeper.register(device)
             self._strangers.discard(device.device_id)
             self._changed(device)
         logger.info("registered %s (%s)", device.device_id, device.name)
@@ -118,8 +136,10 @@ class GPUClusteringManager:
             if device is None:
                 return False
             del self._hardware[device.node, device.hardware_id]
-            self._pulses.forget(device_id)
             self._telemetry.forget(device_id)
+            self._health.forget(device_id)
+            if self._keeper is not None:
+                self._keeper.forget(device_id)
             self._version += 1
             if self._selector is not None:
                 self._selector.remove(device_id)
@@ -168,7 +188,7 @@ class GPUClusteringManager:
         with self._lock:
             self._require_open()
             if self._is_registered(metrics.device_id):
-                self._telemetry.observe(metrics)
+                self._observe(metrics)
                 self._changed(self._devices[metrics.device_id])
 
     async def record_heartbeat(self, heartbeat: Heartbeat) -> None:
@@ -192,10 +212,8 @@ class GPUClusteringManager:
             if not self._is_registered(heartbeat.device_id):
                 return
             if heartbeat.metrics is not None:
-                self._telemetry.observe(heartbeat.metrics)
-            fallback = "it reports itself as not available"
-            trouble = "" if heartbeat.is_available else heartbeat.error_message or fallback
-            self._pulses.take(heartbeat.device_id, heartbeat.timestamp, trouble)
+                self._observe(heartbeat.metrics)
+            self._health.hear(heartbeat)
             self._changed(self._devices[heartbeat.device_id])
 
     def get_aggregated_metrics(self) -> dict[str, Any]:
@@ -297,7 +315,10 @@ class GPUClusteringManager:
         return lease_among(self.list_devices(), **request)
 
     async def shutdown(self) -> None:
-        """Forget everything; every later call raises, but shutting down again is harmless."""
+        """Forget everything; every later call raises, but shutting down again is harmless.
+
+        It returns once the history is on disk, where one is kept, or after ten seconds.
+        """
         with self._lock:
             self._closed = True
             self._devices.clear()
@@ -306,6 +327,8 @@ class GPUClusteringManager:
             self._collector = None
             self._distributor = None
             self._selector = None
+        if self._keeper is not None:
+            await on_daemon_thread(self._keeper.close, name="exo-gpu-close")
 
     @property
     def _telemetry(self) -> TelemetryCollector:
@@ -333,6 +356,17 @@ class GPUClusteringManager:
         if self._selector is not None:
             self._selector.update(self._state(device), now=self._clock())
 
+    def _observe(self, metrics: GPUMetrics) -> None:
+        """Keep a sample of a registered device; the health follows what is the newest of it."""
+        self._telemetry.observe(metrics)
+        events: list[HealthEvent] = []
+        newest = self._telemetry.get_metrics(metrics.device_id)
+        if newest is not None and newest.timestamp == metrics.timestamp:
+            events = self._health.observe(metrics)
+        if self._keeper is not None:
+            for told in (metrics, *events):
+                self._keeper.add(told)
+
     def _require_open(self) -> None:
         if self._closed:
             raise ManagerClosed("this GPUClusteringManager was shut down; make a new one")
@@ -348,10 +382,7 @@ class GPUClusteringManager:
     def _state(self, device: GPUDevice) -> DeviceState:
         sample = self._telemetry.get_metrics(device.device_id)
         age = self._telemetry.age_seconds(device.device_id)
-        health, reason = assess(sample, age, self._stale_after_seconds, device=device)
-        trouble = self._pulses.trouble(device.device_id)
-        if trouble:
-            health, reason = Health.FAILED, trouble
+        health, reason = self._health.judge(device, sample, age)
         return DeviceState(
             device=device,
             sample=sample,

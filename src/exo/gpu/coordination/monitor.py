@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
-import msgspec
-
 from exo.gpu.coordination.health_guard import HealthGuard
-from exo.gpu.factory import FAKE_VARIABLE
+from exo.gpu.coordination.recording import NOT_WANTED, HistoryKeeper, Recording
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.nodes.watching import SEARCH_SECONDS
 from exo.gpu.telemetry.health.book import log_event
 from exo.gpu.telemetry.sampling.observation import Observation
-from exo.gpu.telemetry.store.lock import WriterElsewhere
-from exo.gpu.telemetry.store.schema import PATH_VARIABLE, history_path
-from exo.gpu.telemetry.store.writer import HistoryWriter
-from exo.gpu.vocabulary.errors import StoreError
 from exo.gpu.vocabulary.health import DeviceFault, HealthEvent
 from exo.gpu.vocabulary.inventory import DeviceChange
 from exo.gpu.vocabulary.units import check_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from exo.gpu.nodes.watching import NodeEvent
     from exo.gpu.telemetry.collector import TelemetryCollector
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.inventory import MissingDevice
+    from exo.gpu.vocabulary.metrics import GPUMetrics
     from exo.gpu.vocabulary.snapshot import Snapshot
 
 logger = logging.getLogger("exo.gpu.coordination.monitor")
@@ -42,13 +35,8 @@ HISTORY_SAMPLES = 600
 # What one subscriber may leave unread: a minute of 64 devices.
 MOST_UNREAD = 4096
 
-
-class Recording(msgspec.Struct, frozen=True):
-    """Whether samples are kept on disk, and where; ``reason`` says why not."""
-
-    path: Path | None
-    active: bool
-    reason: str = ""
+# A disk that is merely slow loses nothing; one that hangs keeps nobody longer.
+_DISK_SECONDS = 5.0
 
 
 class Subscription:
@@ -124,12 +112,10 @@ class Monitor:
         self._own_node = node is None
         self._cadence_seconds = cadence_seconds
         self._search_seconds = search_seconds
-        self._wants_history = history
         self._max_history = max_history
         self._subscriptions: list[Subscription] = []
         self._lock = threading.Lock()
-        self._writer: HistoryWriter | None = None
-        self._recording = Recording(None, active=False, reason="no history was asked for")
+        self._keeper = HistoryKeeper() if history else None
         self._guard = HealthGuard(self._node)
         self._started = False
         self._stopped = False
@@ -150,8 +136,8 @@ class Monitor:
 
     @property
     def recording(self) -> Recording:
-        """Whether samples are kept on disk."""
-        return self._recording
+        """Whether samples reach the disk now; where they do not, why."""
+        return NOT_WANTED if self._keeper is None else self._keeper.recording
 
     @property
     def collector(self) -> TelemetryCollector:
@@ -173,10 +159,10 @@ class Monitor:
         if self._started:
             return
         self._started = True
-        if self._wants_history:
-            self._open_history()
-        for device in self.devices:
-            self._register(device)
+        if self._keeper is not None:
+            self._keeper.open()
+            for device in self.devices:
+                self._keeper.register(device)
         self._guard.start()
         self._node.watch(
             self._take,
@@ -186,7 +172,10 @@ class Monitor:
         )
 
     def stop(self, timeout_seconds: float = 1.0) -> None:
-        """End within about that time, whatever drivers and readers do; harmless twice."""
+        """End within about that time, whatever drivers and readers do; harmless twice.
+
+        A history that is kept is written first, for which a slow disk gets five seconds.
+        """
         if self._stopped:
             return
         self._stopped = True
@@ -196,8 +185,8 @@ class Monitor:
             ending, self._subscriptions = self._subscriptions, []
         for subscription in ending:
             subscription.end()
-        if self._writer is not None:
-            self._writer.close(timeout_seconds)
+        if self._keeper is not None:
+            self._keeper.close(max(timeout_seconds, _DISK_SECONDS))
         if self._own_node:
             self._node.close()
 
@@ -223,46 +212,26 @@ class Monitor:
             if subscription in self._subscriptions:
                 self._subscriptions.remove(subscription)
 
-    def _open_history(self) -> None:
-        if os.environ.get(FAKE_VARIABLE) and not os.environ.get(PATH_VARIABLE):
-            reason = f"scripted devices leave none, unless {PATH_VARIABLE} names a file"
-            self._recording = Recording(None, active=False, reason=reason)
-            return
-        path = history_path(os.environ)
-        try:
-            opened = HistoryWriter.open(path)
-        except StoreError as error:
-            logger.warning("no history is kept: %s", error)
-            self._recording = Recording(path, active=False, reason=str(error))
-            return
-        if isinstance(opened, WriterElsewhere):
-            self._recording = Recording(path, active=False, reason=str(opened))
-            return
-        self._writer = opened
-        self._recording = Recording(path, active=True)
-
-    def _register(self, device: GPUDevice) -> None:
-        if self._writer is not None:
-            self._writer.register(device)
-
     def _take(self, event: NodeEvent) -> None:
         """One event of the node, in its turn: keep it, act on it, tell it."""
         match event:
             case Observation():
-                if event.sample is not None and self._writer is not None:
-                    self._writer.add(event.sample)
+                self._keep(event.sample)
             case DeviceChange():
-                self._register(event.device)
+                if self._keeper is not None:
+                    self._keeper.register(event.device)
                 logger.info("%s (%s): %s", event.device.device_id, event.device.name, event.kind)
             case HealthEvent():
                 log_event(event)
                 self._guard.take(event)
-                if self._writer is not None:
-                    self._writer.add_event(event)
+                self._keep(event)
             case DeviceFault():
-                if self._writer is not None:
-                    self._writer.add_event(event)
+                self._keep(event)
         with self._lock:
             readers = tuple(self._subscriptions)
         for reader in readers:
             reader.tell(event)
+
+    def _keep(self, told: GPUMetrics | HealthEvent | DeviceFault | None) -> None:
+        if self._keeper is not None and told is not None:
+            self._keeper.add(told)

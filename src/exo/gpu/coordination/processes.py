@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from exo.gpu.nodes.foreign import lease_over
 from exo.gpu.vocabulary.device import DeviceClass
 from exo.gpu.vocabulary.process import DeviceUser, Occupancy
 
@@ -14,10 +15,6 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.lease import Lease
     from exo.gpu.vocabulary.process import ProcessList, RunningProcess
     from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
-
-# Start times are counted in ticks and leases by the wall clock: a holder that took its lease at
-# once may seem to have started a little after it.
-_CLOCKS_APART_SECONDS = 1.0
 
 NOTHING_YET = "leased, nothing on the device yet"
 LEASES_ONLY = "leased; its processes are not told"
@@ -61,27 +58,13 @@ def _users(
 ) -> Iterator[DeviceUser]:
     at_work: set[str] = set()
     for process in processes:
-        lease = _lease_over(process, state.leases)
+        lease = lease_over(process, state.leases)
         if lease is not None:
             at_work.add(lease.lease_id)
         yield _working(state.device.device_id, process, lease)
     for lease in state.leases:
         if lease.lease_id not in at_work:
             yield _waiting(state.device.device_id, lease, NOTHING_YET if told else LEASES_ONLY)
-
-
-def _lease_over(process: RunningProcess, leases: Iterable[Lease]) -> Lease | None:
-    """The lease that a process works under: the one it names, else of its nearest ancestor."""
-    live = {lease.lease_id: lease for lease in leases}
-    for lease_id in process.lease_ids:
-        if lease_id in live:
-            return live[lease_id]
-    for pid, started_at in process.ancestry:
-        for lease in live.values():
-            # A process that started after the lease was taken has a number that was used again.
-            if lease.pid == pid and started_at <= lease.taken_at + _CLOCKS_APART_SECONDS:
-                return lease
-    return None
 
 
 def _working(device_id: str, process: RunningProcess, lease: Lease | None) -> DeviceUser:

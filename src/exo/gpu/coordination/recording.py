@@ -1,4 +1,4 @@
-"""Joins work with its journal: what began, what ended, and what need not be done again."""
+"""The history on disk of whoever hears samples: it is the one writer, or says why it is not."""
 
 from __future__ import annotations
 
@@ -6,287 +6,169 @@ import logging
 import os
 import threading
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from typing import TYPE_CHECKING
 
-from exo.gpu.execution.job_folder import enrol, jobs_folder, journals, new_job_id, read_ends
-from exo.gpu.execution.journal import Journal
-from exo.gpu.vocabulary.errors import JournalError
-from exo.gpu.vocabulary.journal import (
-    ChunkEnded,
-    ItemBegun,
-    ItemEnded,
-    JobBegun,
-    JobEnded,
-    JobKind,
-    JobResumed,
-    JobTally,
-    Record,
-    item_ranges,
-)
+import msgspec
+
+from exo.gpu.factory import FAKE_VARIABLE
+from exo.gpu.telemetry.store.lock import WriterElsewhere
+from exo.gpu.telemetry.store.schema import PATH_VARIABLE, history_path
+from exo.gpu.telemetry.store.writer import MOST_WAITING, HistoryWriter
+from exo.gpu.vocabulary.device import GPUDevice
+from exo.gpu.vocabulary.errors import StoreError
+from exo.gpu.vocabulary.metrics import GPUMetrics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from pathlib import Path
 
-    from exo.gpu.coordination.commands import Command, CommandDone
+    from exo.gpu.vocabulary.health import DeviceFault, HealthEvent
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("exo.gpu.coordination.recording")
 
-
-class Recording:
-    """A journal that is being written, and what it says so far; safe from several threads."""
-
-    def __init__(self, journal: Journal, tally: JobTally, remarks: tuple[str, ...] = ()) -> None:
-        self.remarks = remarks
-        """What had to be repaired, and what is missing, for people."""
-        self.tally = tally
-        self._journal = journal
-        self._door = threading.Lock()
-
-    @property
-    def job_id(self) -> str:
-        """The job's name among others."""
-        assert self.tally.begun is not None
-        return self.tally.begun.job_id
-
-    @property
-    def path(self) -> Path:
-        """Where its journal lies."""
-        return self._journal.path
-
-    def has_succeeded(self, item: int, digest: int | None = None) -> bool:
-        """Whether the item's success is recorded, so that it need not be done again."""
-        with self._door:
-            return self.tally.has_succeeded(item, digest)
-
-    def begun(self, command: Command) -> None:
-        """A command's first process is about to start.
-
-        Raises:
-            JournalError: when that cannot be recorded.
-
-        """
-        self._write(ItemBegun(command.index, time.time()))
-
-    def ended(self, done: CommandDone) -> None:
-        """A command has ended and its output is where it belongs.
-
-        Raises:
-            JournalError: when that cannot be recorded.
-
-        """
-        for record in attempt_records(done):
-            self._write(record)
-
-    def chunk_ended(
-        self,
-        items: tuple[int, ...],
-        *,
-        failed: tuple[int, ...] = (),
-        device_id: str | None,
-        slot: int,
-        started_at: float,
-        ended_at: float,
-    ) -> None:
-        """Items of a Python map were done in one go; those of ``failed`` raised.
-
-        Raises:
-            JournalError: when that cannot be recorded.
-
-        """
-        self._write(ChunkEnded(item_ranges(items), failed, device_id, slot, started_at, ended_at))
-
-    def finish(self, *, complete: bool) -> None:
-        """The run has come to its end: say what the job came to, and let go of the journal."""
-        tally = self.tally
-        self._write(
-            JobEnded(
-                at=time.time(),
-                complete=complete,
-                succeeded=tally.succeeded,
-                failed=tally.failed,
-                started_again=tally.started_again,
-                devices=tally.devices,
-            )
-        )
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the journal, as it is; harmless twice."""
-        self._journal.close()
-
-    def _write(self, record: Record) -> None:
-        with self._door:
-            self._journal.write(record)
-            self.tally.add(record)
+# How soon somebody else's place as the writer is taken over once it is free.
+RETRY_SECONDS = 30.0
 
 
-def attempt_records(done: CommandDone) -> list[ItemEnded]:
-    """A record for each try at a command; of those before the last, only what is known."""
-    records: list[ItemEnded] = []
-    outcome = done.outcome
-    for number, attempt in enumerate(done.attempts, start=1):
-        final = number == len(done.attempts)
-        status = outcome.exit_status if final else None
-        records.append(
-            ItemEnded(
-                item=done.index,
-                ending=(outcome if final else attempt).ending.value,
-                cause=attempt.cause or "",
-                device_id=attempt.device_id,
-                slot=attempt.slot,
-                attempt=number,
-                final=final,
-                started_at=attempt.started_at,
-                ended_at=attempt.ended_at,
-                exit_status=status if status is not None and status >= 0 else None,
-                signal=-status if status is not None and status < 0 else None,
-                digest=done.digest,
-            )
-        )
-    return records
+class Recording(msgspec.Struct, frozen=True):
+    """Whether samples reach the disk now, and where; ``reason`` says why not."""
+
+    path: Path | None
+    active: bool
+    reason: str = ""
 
 
-def begin_job(
-    environ: Mapping[str, str],
-    *,
-    kind: JobKind,
-    templates: dict[str, str],
-    journal: Path | None = None,
-    name: str = "",
-    total: int | None = None,
-    request: dict[str, Any] | None = None,
-    options: dict[str, Any] | None = None,
-    sync: bool = False,
-) -> Recording:
-    """Begin a job's journal: in the user's folder of jobs, or at ``journal`` and linked there.
+NOT_WANTED = Recording(None, active=False, reason="no history was asked for")
 
-    Raises:
-        JournalError: when it cannot be written, or is that of a job that is running.
 
+class HistoryKeeper:
+    """Hands devices, samples and events on to the history, from any thread and without a wait.
+
+    One process writes a history. Where another does, or the disk cannot be used, it is tried again
+    every ``retry_seconds`` and what comes meanwhile is not kept. What comes before the first try
+    has ended waits for it.
     """
-    now = time.time()
-    job_id = new_job_id(now)
-    header = JobBegun(
-        job_id=job_id,
-        kind=kind,
-        templates=templates,
-        name=name,
-        directory=str(Path.cwd()),
-        total=total,
-        started_at=now,
-        pid=os.getpid(),
-        request=request or {},
-        options=options or {},
-    )
-    folder = jobs_folder(environ)
-    remarks: tuple[str, ...] = ()
-    if journal is None:
-        opened = Journal(enrol(folder, job_id, None), sync=sync)
+
+    def __init__(self, *, retry_seconds: float = RETRY_SECONDS) -> None:
+        """Nothing is opened yet."""
+        self._retry_seconds = retry_seconds
+        self._lock = threading.Lock()
+        self._devices: dict[str, GPUDevice] = {}
+        self._early: deque[GPUMetrics | HealthEvent | DeviceFault] = deque(maxlen=MOST_WAITING)
+        self._tried = threading.Event()
+        self._writer: HistoryWriter | None = None
+        self._recording = Recording(None, active=False, reason="the history is being opened")
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="exo-gpu-keeper", daemon=True)
+
+    @property
+    def recording(self) -> Recording:
+        """Whether samples reach the disk now."""
+        with self._lock:
+            writer, recording = self._writer, self._recording
+        problem = None if writer is None else writer.statistics.problem
+        if problem is None:
+            return recording
+        return msgspec.structs.replace(recording, active=False, reason=f"{problem}; tried again")
+
+    def open(self) -> None:
+        """Become the writer if nobody else is; waits for the disk. Later tries do not wait."""
+        if not self._is_over():
+            self._thread.start()
+
+    def open_in_background(self) -> None:
+        """The same without a wait."""
+        self._thread.start()
+
+    def register(self, device: GPUDevice) -> None:
+        """Say what a device is; its samples are kept under its hardware id."""
+        with self._lock:
+            self._devices[device.device_id] = device
+            if self._writer is not None:
+                self._writer.register(device)
+
+    def forget(self, device_id: str) -> None:
+        """A device that later tries need not know; its history stays. Harmless for a stranger."""
+        with self._lock:
+            self._devices.pop(device_id, None)
+
+    def add(self, told: GPUMetrics | HealthEvent | DeviceFault) -> None:
+        """Keep a sample or an event."""
+        with self._lock:
+            if self._writer is not None:
+                _hand_on(self._writer, told)
+            elif not self._tried.is_set():
+                self._early.append(told)
+
+    def close(self, timeout_seconds: float = 10.0) -> None:
+        """Write what waits and let go of the file, within the time; harmless twice."""
+        ends = time.monotonic() + timeout_seconds
+        if self._thread.ident is not None:  # what came early is written, if that is quick
+            self._tried.wait(timeout_seconds)
+        self._closed.set()
+        with self._lock:
+            writer, self._writer = self._writer, None
+            self._tried.set()
+            self._early.clear()
+            path = self._recording.path
+            self._recording = Recording(path, active=False, reason="the history was closed")
+        if writer is not None:
+            writer.close(max(0.0, ends - time.monotonic()))
+
+    def _run(self) -> None:
+        while not self._is_over() and not self._closed.wait(self._retry_seconds):
+            pass
+
+    def _is_over(self) -> bool:
+        """Try once; True where there is nothing more to try."""
+        if os.environ.get(FAKE_VARIABLE) and not os.environ.get(PATH_VARIABLE):
+            reason = f"scripted devices leave none, unless {PATH_VARIABLE} names a file"
+            self._failed(Recording(None, active=False, reason=reason))
+            return True
+        path = history_path(os.environ)
+        try:
+            opened = HistoryWriter.open(path)
+        except StoreError as error:
+            if self._failed(Recording(path, active=False, reason=str(error))):
+                logger.warning("no history is kept: %s", error)
+            return False
+        if isinstance(opened, WriterElsewhere):
+            if self._failed(Recording(path, active=False, reason=str(opened))):
+                logger.info("no history is kept here: %s", opened)
+            return False
+        self._succeeded(opened, path)
+        return True
+
+    def _failed(self, recording: Recording) -> bool:
+        """Keep the outcome of a try; whether it is another than the last one."""
+        with self._lock:
+            changed = recording != self._recording
+            if not self._closed.is_set():
+                self._recording = recording
+            self._tried.set()
+            self._early.clear()
+            return changed
+
+    def _succeeded(self, writer: HistoryWriter, path: Path) -> None:
+        with self._lock:
+            closed = self._closed.is_set()
+            if not closed:
+                for device in self._devices.values():
+                    writer.register(device)
+                for told in self._early:
+                    _hand_on(writer, told)
+                self._early.clear()
+                self._tried.set()
+                self._writer = writer
+                self._recording = Recording(path, active=True)
+        if closed:
+            writer.close()
+        else:
+            logger.info("the history is kept in %s", path)
+
+
+def _hand_on(writer: HistoryWriter, told: GPUMetrics | HealthEvent | DeviceFault) -> None:
+    if isinstance(told, GPUMetrics):
+        writer.add(told)
     else:
-        opened = Journal(journal, sync=sync)
-        try:
-            enrol(folder, job_id, journal)
-        except JournalError as error:
-            remarks = (f"'exo-gpu jobs' will not list this job: {error}",)
-    tally = JobTally()
-    try:
-        opened.begin(header)
-    except BaseException:
-        opened.close()
-        raise
-    tally.add(header)
-    return Recording(opened, tally, remarks)
-
-
-def record_map(
-    environ: Mapping[str, str],
-    journal: Path,
-    *,
-    function: str,
-    total: int | None = None,
-    resume: bool = False,
-    sync: bool = False,
-) -> Recording:
-    """The journal of a Python map: begun anew, or with ``resume`` gone on with where it is there.
-
-    ``function`` is the name by which the map is told from others. The map calls
-    :meth:`Recording.chunk_ended` for each chunk and :meth:`Recording.finish` at its end; what
-    ``Recording.has_succeeded`` knows need not be done again.
-
-    Raises:
-        JournalError: when it cannot be written, is in use, or is that of another function.
-
-    """
-    if resume and journal.exists() and journal.stat().st_size:
-        return resume_job(journal, {"": function}, sync=sync)
-    return begin_job(
-        environ,
-        kind=JobKind.MAP,
-        templates={"": function},
-        journal=journal,
-        total=total,
-        sync=sync,
-    )
-
-
-def resume_job(path: Path, templates: dict[str, str], *, sync: bool = False) -> Recording:
-    """Go on with a job's journal; what was damaged in it is repaired and said in ``remarks``.
-
-    Raises:
-        JournalError: when it is in use, no journal, or that of another command.
-
-    """
-    opened = Journal(path, sync=sync)
-    try:
-        found = opened.recover()
-        begun = found.tally.begun
-        if begun is None:
-            raise JournalError(f"{path} is empty: there is nothing to go on with")
-        if begun.templates != templates:
-            theirs, ours = (" / ".join(one.values()) for one in (begun.templates, templates))
-            raise JournalError(
-                f"{path} is the journal of another command: {theirs!r}, not {ours!r}"
-            )
-        remarks: list[str] = []
-        if found.tail_bytes:
-            remarks.append(
-                f"the last record of {path} was not written whole: its {found.tail_bytes} bytes "
-                "are cut off"
-            )
-        if found.damaged_lines:
-            lines = ", ".join(map(str, found.damaged_lines[:10]))
-            remarks.append(
-                f"{path} is damaged in line {lines}: items that ended there are done again"
-            )
-        resumed = JobResumed(time.time(), os.getpid())
-        opened.write(resumed)
-        found.tally.add(resumed)
-    except BaseException:
-        opened.close()
-        raise
-    return Recording(opened, found.tally, tuple(remarks))
-
-
-def find_job(environ: Mapping[str, str], templates: dict[str, str], name: str = "") -> Path:
-    """The journal of the newest job of these templates that was begun in this directory.
-
-    With ``name``, of the newest of that name.
-
-    Raises:
-        JournalError: when there is none.
-
-    """
-    folder = jobs_folder(environ)
-    here = str(Path.cwd())
-    for path in journals(folder):
-        try:
-            begun = read_ends(path).begun
-        except JournalError as error:
-            logger.debug("passed over: %s", error)
-            continue
-        meant = begun.name == name if name else begun.directory == here
-        if meant and begun.kind is JobKind.COMMANDS and begun.templates == templates:
-            return path.resolve()
-    where = f"named {name!r}" if name else "begun in this directory"
-    raise JournalError(f"there is nothing to resume: no job of this command {where} in {folder}")
+        writer.add_event(told)

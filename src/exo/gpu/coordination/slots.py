@@ -10,8 +10,7 @@ import msgspec
 from exo.gpu.nodes.policies import policies_for
 from exo.gpu.scheduling.selector import refusal_message, select
 from exo.gpu.vocabulary.errors import NeverAvailable, NoDevice, NotNow
-from exo.gpu.vocabulary.request import DEFAULT_POLICY, Request
-from exo.gpu.vocabulary.units import check_whole, parse_size
+from exo.gpu.vocabulary.units import check_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,39 +18,9 @@ if TYPE_CHECKING:
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.decision import Decision, Refusal
     from exo.gpu.vocabulary.device import GPUDevice
+    from exo.gpu.vocabulary.request import Request
 
 logger = logging.getLogger(__name__)
-
-
-def request_of(
-    *,
-    memory: str | int | None = None,
-    devices: str | Iterable[str] | None = None,
-    runtime: str | None = None,
-    all_devices: bool = False,
-    exclusive: bool = False,
-    holder: str = "",
-    priority: int = 0,
-    policy: str | None = None,
-) -> Request:
-    """A request in the words that people use.
-
-    Raises:
-        InvalidValue: naming what cannot be.
-
-    """
-    if isinstance(devices, str):
-        devices = (devices,)
-    return Request(
-        memory_bytes=None if memory is None else parse_size(memory, "memory"),
-        devices=tuple(devices or ()),
-        runtime=runtime,
-        all_devices=all_devices,
-        exclusive=exclusive,
-        holder=holder,
-        priority=priority,
-        policy=DEFAULT_POLICY if policy is None else policy,
-    )
 
 
 def refusal(decision: Decision) -> NoDevice:
@@ -163,7 +132,7 @@ def _acquire_everywhere(
     node: Node, request: Request, acquired: list[tuple[str, GPUDevice]]
 ) -> tuple[Decision, Decision]:
     """Lease what is free on every device that may serve; the decision on all, and the last one."""
-    snapshot = node.snapshot()
+    snapshot = node.snapshot(others=request.exclusive)
     decision = last = select(snapshot, request, policies=policies_for(request))
     if not decision.chosen:
         return decision, last

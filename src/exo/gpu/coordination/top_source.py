@@ -11,12 +11,13 @@ from typing import Protocol
 
 import msgspec
 
-from exo.gpu.coordination.processes import occupancy
+from exo.gpu.coordination.monitor import Monitor
+from exo.gpu.coordination.processes import join
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.vocabulary.errors import ExoGpuError, StoreError
 from exo.gpu.vocabulary.metrics import SERIES, GPUMetrics
-from exo.gpu.vocabulary.process import DeviceUser
+from exo.gpu.vocabulary.process import DeviceUser, ProcessList
 from exo.gpu.vocabulary.snapshot import Snapshot
 
 logger = logging.getLogger("exo.gpu.coordination.top_source")
@@ -24,8 +25,14 @@ logger = logging.getLogger("exo.gpu.coordination.top_source")
 Series = Mapping[str, Sequence[float | None]]
 """Metric -> its values at the frame's cadence, oldest first, None where there is no value."""
 
-# Quicker than people read, slower than drivers average.
-CADENCE_SECONDS = 2.0
+# As quick as most drivers' averages.
+CADENCE_SECONDS = 1.0
+
+# The first samples come within this, as a rule: nobody looks at an empty table for longer.
+_FIRST_SECONDS = 0.3
+
+# Lists of processes are dearer than samples, and change less often.
+_LISTS_SECONDS = 2.0
 
 # As far back as a wide screen has columns for.
 HISTORY_SAMPLES = 300
@@ -62,11 +69,11 @@ class TopSource(Protocol):
 
 
 class LocalTopSource:
-    """Frames of this machine, taken on a daemon thread; use it in a ``with`` block.
+    """Frames of a monitor of this machine, on a daemon thread; use it in a ``with`` block.
 
-    A driver that hangs costs its device, by the deadlines of the node. Should the whole node hang
-    all the same, :meth:`frame` says for how long there has been no news, and leaving the block
-    waits a second for it at most.
+    A driver that hangs costs its device alone. Should the whole node hang all the same,
+    :meth:`frame` says for how long there has been no news, and leaving the block waits a second
+    for it at most.
     """
 
     def __init__(
@@ -78,7 +85,9 @@ class LocalTopSource:
     ) -> None:
         self._open_node = open_node
         self._cadence_seconds = cadence_seconds
-        self._collector = TelemetryCollector(history_samples)
+        self._history_samples = history_samples
+        self._lists: tuple[ProcessList, ...] = ()
+        self._listed_at = -_LISTS_SECONDS
         self._frame = TopFrame(notes=("looking for devices",), cadence_seconds=cadence_seconds)
         self._taken_at = time.monotonic()
         self._ended = threading.Event()
@@ -104,36 +113,42 @@ class LocalTopSource:
         return msgspec.structs.replace(frame, notes=(*frame.notes, note))
 
     def _run(self) -> None:
-        with self._open_node() as node:
+        with (
+            self._open_node() as node,
+            Monitor(
+                node, cadence_seconds=self._cadence_seconds, max_history=self._history_samples
+            ) as monitor,
+        ):
+            pause_seconds = min(_FIRST_SECONDS, self._cadence_seconds)
             due = time.monotonic()
             while not self._ended.wait(max(0.0, due - time.monotonic())):
                 try:
-                    self._frame = self._take(node)
+                    self._frame = self._take(monitor)
                 except (ExoGpuError, OSError) as error:
                     logger.warning("no frame: %s", error)
                     self._frame = msgspec.structs.replace(self._frame, notes=(str(error),))
                 self._taken_at = time.monotonic()
-                due = max(due + self._cadence_seconds, self._taken_at)
+                due = max(due + pause_seconds, self._taken_at)
+                pause_seconds = self._cadence_seconds
 
-    def _take(self, node: LocalNode) -> TopFrame:
+    def _take(self, monitor: Monitor) -> TopFrame:
         notes: list[str] = []
         try:
-            snapshot = node.snapshot()
+            snapshot = monitor.snapshot()
         except StoreError as error:
             notes.append(f"leases and cordons are not shown: {error}")
-            snapshot = node.snapshot(leases=False)
+            snapshot = monitor.snapshot(leases=False)
         if not snapshot.devices:
-            notes += [f"{one.backend}: {one.reason}" for one in node.inventory().findings]
-        for state in snapshot.devices:
-            known = self._collector.get_metrics(state.device.device_id)
-            if state.sample is not None and state.sample != known:
-                self._collector.observe(state.sample)
-        everybody = occupancy(node, snapshot)
+            notes += [f"{one.backend}: {one.reason}" for one in monitor.node.inventory().findings]
+        if time.monotonic() >= self._listed_at + _LISTS_SECONDS:
+            self._lists = monitor.node.processes()
+            self._listed_at = time.monotonic()
+        everybody = join(snapshot, self._lists)
         taken_at = time.time()
         return TopFrame(
             taken_at=taken_at,
             snapshot=snapshot,
-            histories=_Histories(self._collector, snapshot, taken_at, self._cadence_seconds),
+            histories=_Histories(monitor.collector, snapshot, taken_at, self._cadence_seconds),
             users=everybody.users,
             untold=everybody.untold,
             notes=tuple(notes),

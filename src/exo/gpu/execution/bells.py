@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import socket  # loaded by who waits and who is waited for, which most are not
     from collections.abc import Iterable
 
 # struct sockaddr_un of Linux has 108 bytes for the path with its end, that of macOS 104.
@@ -41,6 +41,8 @@ class BellFolder:
 
     def hang(self, name: str) -> Bell:
         """A bell of that name, for its owner to wait by."""
+        import socket
+
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         listener.setblocking(False)
         try:
@@ -55,6 +57,8 @@ class BellFolder:
         heard = 0
         for name in names:
             if self._sender is None:
+                import socket
+
                 self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
                 self._sender.setblocking(False)
             try:

@@ -41,7 +41,9 @@ class EndedLeases:
         found: list[tuple[str, str, float]] = []
         for name in os.listdir(self._descriptor):  # noqa: PTH208 - by descriptor
             lease_id, _, nanoseconds = name.partition(" ")
-            found.append((name, lease_id, int(nanoseconds) / _NANO if nanoseconds.isdigit() else 0))
+            found.append(
+                (name, lease_id, int(nanoseconds) / _NANO if nanoseconds.isdecimal() else 0)
+            )
         return found
 
     def remove(self, name: str) -> None:

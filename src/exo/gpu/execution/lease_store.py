@@ -140,15 +140,19 @@ class LeaseStore:
             StoreError: when the ledger cannot be had or is damaged, saying what to do.
 
         """
+        if self._pid != os.getpid():
+            # A fork: nothing of the parent's may be used here, and a thread of the parent that had
+            # its turn at that moment is not here to end it.
+            self._turn = threading.Lock()
+            self._open()
         with self._turn:
-            if self._pid != os.getpid():
-                self._open()  # a fork: nothing of the parent's may be used here
-            with self._turnstile.turn(), _advising(self._home), immediate(self._connection):
+            with self._turnstile.turn():
                 book = self._new_book()
                 try:
-                    book.read(sweep=not self._swept)
-                    yield book
-                except BaseException:
+                    with _advising(self._home), immediate(self._connection):
+                        book.read(sweep=not self._swept)
+                        yield book
+                except BaseException:  # also where it could not be committed
                     book.undo()
                     raise
             self._swept = True

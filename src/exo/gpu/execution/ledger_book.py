@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
@@ -177,7 +176,7 @@ class Book:
         mark = self._signature
         signed = msgspec.structs.replace(
             lease,
-            lease_id=secrets.token_hex(6),
+            lease_id=_new_name(),
             pid=mark["pid"],
             user=mark["user"],
             command=mark["command"],
@@ -230,7 +229,7 @@ class Book:
         """Put a request at the end of the line; the waiter, and the descriptor of its lock."""
         mark = self._signature
         waiter = Waiter(
-            waiter_id=secrets.token_hex(6),
+            waiter_id=_new_name(),
             request=request,
             arrived_seconds=self.now_seconds,
             pid=mark["pid"],
@@ -317,6 +316,10 @@ class Book:
         self._connection.execute(f"DELETE FROM {table} WHERE number = ?", (number,))  # noqa: S608 - our own name
         self._gone.append(name)
         self.gave_back = True
+
+
+def _new_name() -> str:
+    return os.urandom(6).hex()  # as the secrets module does, which loads much else
 
 
 def awaits_memory(lease: Lease) -> bool:

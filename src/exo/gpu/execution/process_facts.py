@@ -96,16 +96,17 @@ def _told(process: Any, memory_bytes: int | None) -> RunningProcess:
     with process.oneshot():
         user, hidden_user = _ask(process.username)
         words, hidden_words = _ask(process.cmdline)
+        name, _ = _ask(process.name)
+        command = None
         if words is not None:
-            command = " ".join(words)[:_LONGEST_COMMAND] or f"[{process.name()}]"
-        else:
-            command = None
+            command = " ".join(words)[:_LONGEST_COMMAND] or f"[{name}]"
         environ, _ = _ask(process.environ)
         leases = "" if environ is None else str(environ.get(LEASES_VARIABLE, ""))
         return RunningProcess(
             pid=process.pid,
             memory_bytes=memory_bytes,
             user=user,
+            name=name,
             command=command,
             since=process.create_time(),
             lease_ids=tuple(filter(None, leases.split(","))),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +67,9 @@ def prepare(place: StorePlace, name: str, furnish: Callable[[Path], None]) -> Pa
 
 
 def _make(home: Path, furnish: Callable[[Path], None]) -> None:
+    import shutil
+    import tempfile
+
     fresh = Path(tempfile.mkdtemp(prefix="new-", dir=home.parent))
     try:
         furnish(fresh)

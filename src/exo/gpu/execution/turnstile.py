@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,7 +55,7 @@ class Turnstile:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._tickets = BellFolder(tickets)
         self._bells = BellFolder(bells)
-        self._name = secrets.token_hex(8)
+        self._name = os.urandom(8).hex()
         self._bell: Bell | None = None
         self._since = self._left = 0.0
 

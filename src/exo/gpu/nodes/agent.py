@@ -6,15 +6,12 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from exo.gpu.backend import (
-    PinningAbility,
-)
+from exo.gpu.backend import PinningAbility
 from exo.gpu.discovery import GPUDiscoveryService
 from exo.gpu.execution.cordon_store import CordonStore
 from exo.gpu.execution.pinning import LEASES_VARIABLE, apply_changes, pinning_changes
 from exo.gpu.execution.state_directory import StorePlace, choose_place
 from exo.gpu.nodes.leasing import Eyes, LeaseDesk
-from exo.gpu.nodes.process_lists import ProcessLists
 from exo.gpu.nodes.sight import NodeSight
 from exo.gpu.nodes.slot_keeper import SlotKeeper
 from exo.gpu.vocabulary.errors import AbilityMissing, BackendError
@@ -33,12 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("exo.gpu.nodes.agent")
 
-# A decision may rest on readings of this age at most; younger ones are not asked for again.
-SAMPLE_REUSE_SECONDS = 1.0
-
-# A list of processes is a help, not a need: a driver that is slow with it is not waited for.
-PROCESSES_SECONDS = 2.0
-
 
 class NodeAgent:
     """Everything that has to happen on the machine that owns the devices.
@@ -55,9 +46,10 @@ class NodeAgent:
         self.cordons = CordonStore(self.store_place)
         """What keeps devices of this machine out of scheduling."""
         self.sight = NodeSight(self._service, self.cordons, self._environ, self._umbrella)
-        self._process_lists = ProcessLists()
         eyes = Eyes(
+            lambda: self.sight.inventory().devices,
             self.sight.look,
+            self.sight.look_for_others,
             self.sight.assemble,
             self.sight.seen_since,
             self.sight.driver_list,
@@ -70,17 +62,21 @@ class NodeAgent:
         """Where the leases of this machine are kept."""
         return choose_place(self._environ)
 
-    def snapshot(self, *, leases: bool = True) -> Snapshot:
-        """All devices now: samples, health and, unless unwanted, live leases and cordons."""
+    def snapshot(self, *, leases: bool = True, others: bool = False) -> Snapshot:
+        """All devices now: samples, health and, unless unwanted, live leases and cordons.
+
+        With ``others`` also who works on them under nobody's lease, which is dearer.
+        """
         self.sight.look()
+        if others:
+            self.sight.look_for_others()
         if not leases:
             return self.sight.assemble((), cordons=())
         return self.sight.assemble(self.desk.live())
 
     def processes(self) -> tuple[ProcessList, ...]:
         """Who works on each device, or why that is not known; dearer than a snapshot."""
-        ids = [device.device_id for device in self.sight.inventory().devices]
-        return self._process_lists.ask({name: self._service.backend_of(name) for name in ids})
+        return self.sight.processes()
 
     def acquire(
         self,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from exo.gpu.execution.process_facts import describe
 from exo.gpu.execution.process_tree import process_tree
-from exo.gpu.nodes.overrun import seen_under
+from exo.gpu.nodes.overrun import Seen, seen_among, seen_under
 from exo.gpu.vocabulary.errors import LeaseKept, NoSuchLease
 from exo.gpu.vocabulary.lease import Lease, Waiter
 
@@ -25,8 +27,10 @@ def measured(
     """The leases with what their holders' processes are seen to hold now.
 
     Where the driver lists nothing, or the holder's tree is not on its list, what was noted last
-    stays.
+    stays. Where one process holds several leases on a device, as for its workers, each has the
+    processes that name it; with others in the same tree nobody can tell whose their memory is.
     """
+    holders = Counter((lease.device_id, lease.pid) for lease in leases if not lease.settling)
     lists: dict[str, list[DeviceProcess] | None] = {}
     fresh: list[Lease] = []
     for lease in leases:
@@ -34,12 +38,33 @@ def measured(
             lists[lease.device_id] = driver_list(lease.device_id)
         listed = lists[lease.device_id]
         seen = None if listed is None or lease.settling else seen_under(lease.pid, listed)
+        if seen is not None and listed is not None and holders[lease.device_id, lease.pid] > 1:
+            seen = _own_part(lease, seen, listed)
         if seen is not None and (seen.pids or lease.seen_bytes is None):
             lease = msgspec.structs.replace(  # noqa: PLW2901 - the same lease, seen anew
                 lease, seen_bytes=seen.memory_bytes, seen_pids=seen.pids
             )
         fresh.append(lease)
     return tuple(fresh)
+
+
+def of_the_living(store: LeaseStore, lease: Lease) -> Lease:
+    """The lease with a process that goes on under it in the place of a holder that is gone."""
+    import psutil
+
+    if lease.settling or psutil.pid_exists(lease.pid):
+        return lease
+    others = store.locks.pids(lease.lease_id)
+    return msgspec.structs.replace(lease, pid=others[0]) if others else lease
+
+
+def _own_part(lease: Lease, seen: Seen, listed: list[DeviceProcess]) -> Seen | None:
+    """What of a tree's processes work under this lease; None where that cannot be told."""
+    named = {pid: describe(pid).lease_ids for pid in seen.pids}
+    own = [one for one in listed if lease.lease_id in named.get(one.pid, ())]
+    if not own and not all(named.values()):
+        return None
+    return seen_among(own)
 
 
 def processes_under(store: LeaseStore, lease: Lease) -> tuple[int, ...]:

@@ -109,9 +109,12 @@ class LocalNode:
         """Drop a missing device from the registry, and give back its labels."""
         return self._agent.sight.forget(device_id)
 
-    def snapshot(self, *, leases: bool = True) -> Snapshot:
-        """All devices now: fresh samples, health and, unless unwanted, live leases and cordons."""
-        return self._agent.snapshot(leases=leases)
+    def snapshot(self, *, leases: bool = True, others: bool = False) -> Snapshot:
+        """All devices now: fresh samples, health and, unless unwanted, live leases and cordons.
+
+        With ``others`` also who works on them under nobody's lease, which is dearer.
+        """
+        return self._agent.snapshot(leases=leases, others=others)
 
     def cordons(self) -> tuple[Cordon, ...]:
         """The cordons of this machine that hold now, also those of devices that are not here."""
@@ -146,6 +149,10 @@ class LocalNode:
             on_wait=on_wait,
             cancelled=cancelled,
         )
+
+    def look_after(self) -> None:
+        """Tell the log where what is held here takes more memory than it declared, from now on."""
+        self._agent.desk.look_after()
 
     def release(self, lease_id: str) -> None:
         """Let go of a lease; harmless twice."""

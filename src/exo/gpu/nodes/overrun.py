@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,7 +39,11 @@ def seen_under(root_pid: int, listed: Iterable[DeviceProcess]) -> Seen:
     empty tree.
     """
     tree = process_tree(root_pid)
-    ours = [process for process in listed if process.pid in tree]
+    return seen_among([process for process in listed if process.pid in tree])
+
+
+def seen_among(ours: Sequence[DeviceProcess]) -> Seen:
+    """What these processes hold together."""
     sizes = [process.memory_bytes for process in ours if process.memory_bytes is not None]
     total = sum(sizes) if sizes or not ours else None
     return Seen(total, tuple(sorted(process.pid for process in ours)))
@@ -103,10 +107,7 @@ class OverrunWatch:
     def _judge(self, lease: Lease, seen: Seen, root_pid: int) -> None:
         if seen != self._noted.get(lease.lease_id) and not self._done.is_set():
             self._noted[lease.lease_id] = seen
-            try:
-                self._note(lease.lease_id, seen)
-            except StoreError as error:
-                logger.debug("not written down: %s", error)
+            _write_down(self._note, lease.lease_id, seen)
         measured = msgspec.structs.replace(lease, seen_bytes=seen.memory_bytes, seen_pids=seen.pids)
         if not measured.overrun_bytes or lease.lease_id in self._told:
             return
@@ -114,6 +115,74 @@ class OverrunWatch:
         logger.warning("%s%s", overrun_words(measured), "; it is ended" if self._kill else "")
         if self._kill:
             end_tree(root_pid)
+
+
+class HoldersWatch:
+    """Looks after the memory of what this process holds, and tells the log of an overrun once.
+
+    For work whose end is not ours to decide: workers, and programs that hold a lease themselves.
+    ``held`` are the leases to look after; ``measure`` says what is seen of them now. It looks on a
+    daemon thread, which ends with the last lease.
+    """
+
+    def __init__(
+        self,
+        held: Callable[[], tuple[Lease, ...]],
+        measure: Callable[[tuple[Lease, ...]], tuple[Lease, ...]],
+        note: Callable[[str, Seen], None],
+        *,
+        every_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        self._held = held
+        self._measure = measure
+        self._note = note
+        self._every_seconds = every_seconds
+        self._noted: dict[str, Seen] = {}
+        self._told: set[str] = set()
+        self._lock = threading.Lock()
+        self._at_work = False
+        self._done = threading.Event()
+
+    def start(self) -> None:
+        """Look from now on, where there is a lease to look after; harmless twice."""
+        with self._lock:
+            if self._at_work or not self._held():
+                return
+            self._at_work = True
+        threading.Thread(target=self._run, name="exo-gpu-overrun", daemon=True).start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._done.set()
+
+    def look(self) -> bool:
+        """Look once; False where nothing is held any more, and nobody looks from then on."""
+        with self._lock:
+            held = self._held()
+            self._at_work = bool(held)
+        ids = {lease.lease_id for lease in held}
+        self._told &= ids
+        self._noted = {name: seen for name, seen in self._noted.items() if name in ids}
+        for lease in self._measure(held):
+            seen = Seen(lease.seen_bytes, lease.seen_pids)
+            if seen != self._noted.get(lease.lease_id, Seen(None, ())):
+                self._noted[lease.lease_id] = seen
+                _write_down(self._note, lease.lease_id, seen)
+            if lease.overrun_bytes and lease.lease_id not in self._told:
+                self._told.add(lease.lease_id)
+                logger.warning("%s", overrun_words(lease))
+        return self._at_work
+
+    def _run(self) -> None:
+        while not self._done.wait(self._every_seconds) and self.look():
+            pass
+
+
+def _write_down(note: Callable[[str, Seen], None], lease_id: str, seen: Seen) -> None:
+    try:
+        note(lease_id, seen)
+    except StoreError as error:
+        logger.debug("not written down: %s", error)
 
 
 def overrun_words(lease: Lease) -> str:

@@ -1,19 +1,37 @@
-"""Policies that other packages bring: found by their entry points, loaded when one is named."""
+"""Policies by name: the one that people set, and those that other packages bring."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from exo.gpu.vocabulary.errors import InvalidValue
+from exo.gpu.configuration import load_configuration
+from exo.gpu.vocabulary.errors import ConfigurationError, InvalidValue, UnknownName
+from exo.gpu.vocabulary.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from exo.gpu.scheduling.policies import Policy
-    from exo.gpu.vocabulary.request import Request
 
 ENTRY_POINTS = "exo_gpu.policies"
 """The group in which a package names a :class:`~exo.gpu.scheduling.policies.Policy` of its own."""
+
+
+def default_policy(environ: Mapping[str, str]) -> str:
+    """The policy of requests that name none: as it is set, else ``balanced``.
+
+    Raises:
+        ConfigurationError: naming the source, for one that nobody has or that is none.
+
+    """
+    configuration = load_configuration(environ)
+    name, source = configuration.value("policy"), configuration.sources.get("policy")
+    if source is not None:
+        try:
+            policies_for(Request(policy=name))
+        except (InvalidValue, UnknownName) as error:
+            raise ConfigurationError(f"{source}: {error}") from None
+    return name
 
 
 def policies_for(request: Request) -> Mapping[str, Policy]:
@@ -28,7 +46,6 @@ def policies_for(request: Request) -> Mapping[str, Policy]:
 
     """
     from exo.gpu.scheduling.policies import POLICIES, Policy
-    from exo.gpu.vocabulary.errors import UnknownName
 
     if request.policy in POLICIES:
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ import msgspec
 
 from exo.gpu.backend import ProcessAbility, TelemetryAbility, call_with_deadline
 from exo.gpu.configuration import load_configuration
-from exo.gpu.nodes.watching import NodeWatch
+from exo.gpu.nodes.foreign import ForeignProcesses
+from exo.gpu.nodes.process_lists import ProcessLists
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health.book import assess
 from exo.gpu.telemetry.probe_cache import ProbeCache, cache_path
@@ -25,11 +27,12 @@ if TYPE_CHECKING:
     from exo.gpu.backend import DeviceProcess
     from exo.gpu.discovery import DiscoveryReport, GPUDiscoveryService
     from exo.gpu.execution.cordon_store import CordonStore
-    from exo.gpu.nodes.watching import NodeEvent
+    from exo.gpu.nodes.watching import NodeEvent, NodeWatch
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.health import Cordon, DeviceFault, Health
     from exo.gpu.vocabulary.lease import Lease
     from exo.gpu.vocabulary.metrics import GPUMetrics
+    from exo.gpu.vocabulary.process import ProcessList
 
 logger = logging.getLogger("exo.gpu.nodes.sight")
 
@@ -65,6 +68,10 @@ class NodeSight:
         self._read_begun: dict[str, float] = {}
         self._watch: NodeWatch | None = None
         self._probes = ProbeCache(cache_path(environ))
+        self._process_lists, self._asking = ProcessLists(), threading.Lock()
+        self._foreign = ForeignProcesses(
+            self.processes, self.configuration.value("ignore_processes")
+        )
 
     @property
     def sample_failures(self) -> dict[str, str]:
@@ -93,6 +100,8 @@ class NodeSight:
             InvalidValue: for a cadence that is too short or a history below 1.
 
         """
+        from exo.gpu.nodes.watching import NodeWatch
+
         assert self._watch is None, "one watch at a time"
         report = self.inventory()
         collector = TelemetryCollector(max_history)
@@ -186,12 +195,19 @@ class NodeSight:
                 return device
         raise NoSuchDevice(f"there is no device {device_id!r} here")
 
-    def look(self, newer_than_seconds: float = 0.0) -> None:
-        """Read every device whose sample is old, or was begun before that monotonic time."""
+    def look(
+        self, newer_than_seconds: float = 0.0, hardware_ids: frozenset[str] | None = None
+    ) -> None:
+        """Read every device whose sample is old, or was begun before that monotonic time.
+
+        With ``hardware_ids`` only those of them.
+        """
         if self._watch is not None and not newer_than_seconds:
             return  # what it hears is fresh
         readers: dict[str, Callable[[], Any]] = {}
         for device in self.inventory().devices:
+            if hardware_ids is not None and device.hardware_id not in hardware_ids:
+                continue
             backend = self._service.backend_of(device.device_id)
             age = self._collector.age_seconds(device.device_id)
             begun = self._read_begun.get(device.device_id, 0.0)
@@ -206,6 +222,17 @@ class NodeSight:
             self._failures.pop(sample.device_id, None)
             self._read_begun[sample.device_id] = begun
         self._failures.update(taken.failures)
+
+    def processes(self) -> tuple[ProcessList, ...]:
+        """Who works on each device, or why that is not known; dearer than a sample."""
+        ids = [device.device_id for device in self.inventory().devices]
+        backends = {name: self._service.backend_of(name) for name in ids}
+        with self._asking:
+            return self._process_lists.ask(backends)
+
+    def look_for_others(self) -> None:
+        """See who works on the devices under nobody's lease: :meth:`assemble` then tells it."""
+        self._foreign.look()
 
     def seen_since(self, device_id: str) -> float | None:
         """The monotonic time at which the reading of a device's newest sample began."""
@@ -236,10 +263,13 @@ class NodeSight:
         cordons = self._cordons.live() if cordons is None else cordons
         self._probes.refresh()
         kept_out = {cordon.hardware_id: cordon for cordon in cordons}
+        report = self.inventory()
+        here = {device.hardware_id for device in report.devices}
         return Snapshot(
-            tuple(self._state(device, live, kept_out) for device in self.inventory().devices),
+            tuple(self._state(device, live, kept_out) for device in report.devices),
             umbrella=self._umbrella,
-            links=self.inventory().links,
+            links=report.links,
+            unseen=tuple(lease for lease in live if lease.hardware_id not in here),
         )
 
     def _state(
@@ -249,6 +279,7 @@ class NodeSight:
         age = self._collector.age_seconds(device.device_id)
         leases = tuple(lease for lease in live if lease.hardware_id == device.hardware_id)
         health, reason, since = self._judge(device, sample, age)
+        foreign, untold = self._foreign.of(device.device_id, leases)
         return DeviceState(
             device=device,
             sample=sample,
@@ -260,6 +291,8 @@ class NodeSight:
             cordon=_as_it_stands(cordons.get(device.hardware_id), leases),
             measured_gflops=self._measured_gflops(device),
             settings=self.configuration.settings_of(device),
+            foreign=foreign,
+            foreign_untold=untold,
         )
 
     def _judge(

@@ -69,6 +69,7 @@ class SlotKeeper:
             on_output=on_output,
         )
         self._slots[slot_id] = (supervisor, lease_id)
+        self._desk.look_after()
         return slot_id
 
     def submit(self, slot_id: int, work: Work) -> None:

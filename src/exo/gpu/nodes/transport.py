@@ -34,8 +34,11 @@ class Node(Protocol):
         """Every device found, and what each backend said."""
         ...
 
-    def snapshot(self, *, leases: bool = True) -> Snapshot:
-        """All devices now: fresh samples, health and, unless unwanted, live leases and cordons."""
+    def snapshot(self, *, leases: bool = True, others: bool = False) -> Snapshot:
+        """All devices now: fresh samples, health and, unless unwanted, live leases and cordons.
+
+        With ``others`` also who works on them under nobody's lease, which is dearer.
+        """
         ...
 
     def processes(self) -> tuple[ProcessList, ...]:

@@ -216,7 +216,7 @@ def _openness(request: Request) -> float:
 def _open(row: Row) -> float:
     if row.unwell or row.wholly_leased:
         return _CLOSED
-    if not row.lease_count:
+    if not row.lease_count and not row.foreign:
         return _ALONE
     part = row.max_share / row.slots
     room = row.slot_leases < row.slots and row.share_held + part <= row.max_share + _LENIENT

@@ -40,6 +40,8 @@ def unknown_labels(snapshot: Snapshot, request: Request) -> tuple[Refusal, ...]:
 
 def contradictions(request: Request) -> tuple[Refusal, ...]:
     """A refusal for each two parts of a request that exclude each other."""
+    if not (request.without_labels or request.without_devices or request.exclusive):
+        return ()  # nothing that could exclude anything; asked for every device
     reasons = [
         f"label {label!r} is asked for and ruled out"
         for label in request.labels

@@ -136,9 +136,7 @@ class FastSelector:
 
     def _best(self, request: Request, policy: Policy, now: float) -> Row | None:
         """The row that is chosen for a request of one device."""
-        if (request.without_devices or request.without_labels or request.exclusive) and (
-            contradictions(request)
-        ):
+        if contradictions(request):
             return None
         kinds = self._table.kinds.mask(request)
         question = Question(request, kinds, now, self._stale_after_seconds)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from exo.gpu.scheduling import constraints
 from exo.gpu.scheduling.constraints import (
     LASTING_FILTERS,
     Filter,
@@ -13,9 +14,11 @@ from exo.gpu.scheduling.constraints import (
     names_of,
     unknown_names,
 )
-from exo.gpu.scheduling.ledger import free_memory, host_held, others_leases
+from exo.gpu.scheduling.ledger import cores_beside, free_memory, memory_figures, others_leases
 from exo.gpu.vocabulary.decision import Refusal
+from exo.gpu.vocabulary.device import DeviceClass, GPUDevice
 from exo.gpu.vocabulary.lease import Lease
+from exo.gpu.vocabulary.process import RunningProcess
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot
 from exo.gpu.vocabulary.units import format_size
@@ -24,6 +27,9 @@ __all__ = ["FILTERS", "Filter", "first_refusal", "names_of", "unknown_names"]
 
 # Ten shares of 0.1 are a whole, whatever binary fractions make of them.
 SHARE_TOLERANCE = 1e-9
+
+# So much of a command line tells people which program it is.
+_LONGEST_COMMAND = 60
 
 
 def by_freshness(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
@@ -56,7 +62,7 @@ def by_cordon(state: DeviceState, snapshot: Snapshot, request: Request) -> Refus
 
 
 def by_exclusive(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
-    """A whole device is for one lease only, and for what works under it."""
+    """A whole device is for one lease only, for what works under it, and for no stranger."""
     leases = others_leases(state, snapshot)
     for lease in leases:
         if lease.exclusive:
@@ -65,6 +71,11 @@ def by_exclusive(state: DeviceState, snapshot: Snapshot, request: Request) -> Re
         count = len(leases)
         kind = "lease" if count == 1 else "leases"
         return _not_now(state, "exclusive", f"is asked for alone, but has {count} {kind}")
+    if request.exclusive and state.foreign:
+        return _not_now(state, "exclusive", f"is asked for alone, but {_at_work(state.foreign)}")
+    if request.exclusive and (cores := cores_beside(state, snapshot)):
+        reason = f"is asked for alone, but {cores} of its cores are leased beside other devices"
+        return _not_now(state, "exclusive", reason)
     return None
 
 
@@ -72,15 +83,14 @@ def by_slots(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusa
     """Work that declares neither memory nor a share takes one of the device's slots."""
     if request.memory_bytes is not None or request.share is not None:
         return None
-    leases = others_leases(state, snapshot)
-    if not leases:
+    if not state.leases and not cores_beside(state, snapshot):
         return None
-    taken = sum(takes_slot(lease) for lease in leases)
+    taken = slots_taken(state, snapshot)
     slots = slots_of(state, request)
     if taken >= slots:
         return _not_now(state, "slots", f"has {taken} of {slots} slots taken")
     most = state.settings.max_share
-    held = share_held(leases, most, slots)
+    held = share_held(state, snapshot, slots)
     if held + most / slots <= most + SHARE_TOLERANCE:
         return None
     reason = f"has no slot free beside the shares of it that are leased ({held:g} of {most:g})"
@@ -92,7 +102,7 @@ def by_share(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusa
     asked, most = request.share, state.settings.max_share
     if asked is None:
         return None
-    held = share_held(others_leases(state, snapshot), most, slots_of(state, request))
+    held = share_held(state, snapshot, slots_of(state, request))
     if held + asked <= most + SHARE_TOLERANCE:
         return None
     left = max(0.0, most - held)
@@ -105,17 +115,17 @@ def by_free_memory(state: DeviceState, snapshot: Snapshot, request: Request) -> 
     asked = memory_asked(state, request)
     if not asked:
         return None
-    memory = free_memory(state, snapshot)
-    if memory.free_bytes is None or memory.free_bytes >= asked:
+    free_bytes, total_bytes, _ = memory_figures(state, snapshot)
+    if free_bytes is None or free_bytes >= asked:
         return None
-    free = format_size(memory.free_bytes)
+    free, note = format_size(free_bytes), free_memory(state, snapshot).note
     return Refusal(
         device_id=state.device.device_id,
         rule="memory",
-        reason=f"has {free} free of the {format_size(asked)} asked for ({memory.note})",
+        reason=f"has {free} free of the {format_size(asked)} asked for ({note})",
         permanent=False,
-        total_bytes=memory.total_bytes,
-        free_bytes=memory.free_bytes,
+        total_bytes=total_bytes,
+        free_bytes=free_bytes,
     )
 
 
@@ -155,11 +165,9 @@ def by_free_host(state: DeviceState, snapshot: Snapshot, request: Request) -> Re
     if host is None or (cpus is None and memory is None):
         return None
     if cpus is not None:
-        leases = others_leases(host, snapshot)
-        taken = sum(takes_slot(lease) for lease in leases)
-        left = slots_of(host) - taken - host_held(snapshot, state.device.node)[0]
+        left = cores_free(host, snapshot)
         if left < cpus:
-            reason = f"is on a machine with {max(0, left)} cores free of the {cpus} asked for"
+            reason = f"is on a machine with {left} cores free of the {cpus} asked for"
             return _not_now(state, "host", reason)
     if memory is not None:
         free = free_memory(host, snapshot).free_bytes
@@ -186,6 +194,42 @@ FILTERS: tuple[Filter, ...] = (
 """Rules about what never changes come first, so that "never" is not hidden by "not now"."""
 
 
+# Which fields of a request a rule looks at: with none of them asked for, it has nothing to say.
+_ABOUT: dict[Filter, tuple[str, ...]] = {
+    by_sense: ("exclusive", "without_devices", "without_labels"),
+    constraints.by_name: ("devices",),
+    constraints.by_ruled_out: ("without_devices",),
+    constraints.by_node: ("node",),
+    constraints.by_class: ("device_class",),
+    constraints.by_runtime: ("runtime",),
+    constraints.by_vendor: ("vendors",),
+    constraints.by_backend: ("backends",),
+    constraints.by_capability: ("min_compute_capability",),
+    constraints.by_labels: ("labels", "without_labels"),
+    constraints.by_told_readings: ("min_idle_percent", "max_temperature_celsius"),
+    constraints.by_host: ("host_cpus", "host_memory_bytes"),
+    constraints.by_total_memory: ("memory_bytes", "host_memory_bytes"),
+    by_share: ("share",),
+    by_free_memory: ("memory_bytes", "host_memory_bytes"),
+    by_idle: ("min_idle_percent",),
+    by_temperature: ("max_temperature_celsius",),
+    by_free_host: ("host_cpus", "host_memory_bytes"),
+}
+
+
+def that_matter(filters: Iterable[Filter], request: Request) -> tuple[Filter, ...]:
+    """The rules that may object to a device for this request, in their order."""
+    return tuple(
+        rule
+        for rule in filters
+        if rule not in _ABOUT or any(_is_asked(getattr(request, name)) for name in _ABOUT[rule])
+    )
+
+
+def _is_asked(value: object) -> bool:
+    return not (value is None or value is False or value == ())
+
+
 def takes_slot(lease: Lease) -> bool:
     """Whether a lease declares nothing, and so holds a slot."""
     return lease.memory_bytes is None and lease.share is None
@@ -197,12 +241,35 @@ def slots_of(state: DeviceState, request: Request | None = None) -> int:
     return asked or state.settings.slots or state.device.slots
 
 
-def share_held(leases: Sequence[Lease], most: float, slots: int) -> float:
+def slots_of_lease(lease: Lease, device: GPUDevice) -> int:
+    """How many slots of its device a lease takes: on the host, a slot is one of its cores."""
+    cores = lease.host_cpus or 0 if device.device_class is DeviceClass.HOST else 0
+    return max(takes_slot(lease), cores)
+
+
+def slots_taken(state: DeviceState, snapshot: Snapshot) -> int:
+    """How many slots leases take, on the host those for cores beside other devices included."""
+    leases = others_leases(state, snapshot)
+    own = sum([slots_of_lease(lease, state.device) for lease in leases])
+    return own + cores_beside(state, snapshot)
+
+
+def share_held(state: DeviceState, snapshot: Snapshot, slots: int) -> float:
     """The part of a device that leases hold: their shares, and an equal part for each slot."""
-    if not leases:
-        return 0.0
+    leases = others_leases(state, snapshot)
     parts = [lease.share for lease in leases if lease.share is not None]
-    return math.fsum(parts) + sum(takes_slot(lease) for lease in leases) * most / slots
+    return math.fsum(parts) + slots_taken(state, snapshot) * state.settings.max_share / slots
+
+
+def cores_free(host: DeviceState, snapshot: Snapshot) -> int:
+    """How many cores of a machine's processor no lease holds."""
+    if any(lease.exclusive for lease in others_leases(host, snapshot)):
+        return 0
+    most, slots = host.settings.max_share, slots_of(host)
+    if most <= 0:
+        return 0
+    left = (most - share_held(host, snapshot, slots)) * slots / most
+    return max(0, math.floor(left + slots * SHARE_TOLERANCE))
 
 
 def first_refusal(
@@ -226,6 +293,16 @@ def refusals_of(
         refusal = rule(state, snapshot, request)
         if refusal is not None:
             yield refusal
+
+
+def _at_work(processes: Sequence[RunningProcess]) -> str:
+    """Who works on a device without a lease: the first with pid and command, and how many more."""
+    first = processes[0]
+    command = first.command or first.name or "unknown"
+    short = command if len(command) <= _LONGEST_COMMAND else f"{command[: _LONGEST_COMMAND - 1]}…"
+    more = f" and {len(processes) - 1} more" if len(processes) > 1 else ""
+    verb = "work" if more else "works"
+    return f"process {first.pid} ({short}){more} {verb} there without a lease"
 
 
 def _by(holder: str, pid: int) -> str:

@@ -23,16 +23,14 @@ PRIORITY_SECONDS = 300.0
 # line to grow shorter: a decision is a few dozen choices at most.
 LOOK_AHEAD = 64
 
-# No wait can be counted on to end these.
-_OUT_OF_ORDER = frozenset({"health", "cordon", "stale"})
-
 _LEASE_OF_WAITER = "waiting:"
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """What one who asks may take now, with the line as it stands.
 
-    ``head`` is the first ahead who cannot be served, with the devices that are kept for it;
+    ``head`` is the first ahead who cannot be served, with the devices that are kept for it; for
+    whom nothing can be kept, the next takes its place as the head.
     ``served_first`` are those ahead who can be, and have not come for it yet.
     """
 
@@ -76,29 +74,36 @@ def take_turn(
     head: Waiter | None = None
     served: list[Waiter] = []
     for waiter in ahead[:LOOK_AHEAD]:
-        decision = _choose(snapshot, waiter, head, now_seconds)
+        decision = _choose(snapshot, waiter, head, now_seconds, brief=True)
         if decision.chosen:
             served.append(waiter)
             snapshot = _with_leases(snapshot, waiter, decision.chosen, now_seconds)
-        elif head is None and not decision.never:
-            head = reserve(snapshot, waiter, now_seconds)
+        elif (head is None or not head.reserved) and not decision.never:
+            kept = reserve(snapshot, waiter, now_seconds)
+            head = kept if head is None or kept.reserved else head
     decision = _choose(snapshot, asker, head, now_seconds, policies)
     if len(ahead) > LOOK_AHEAD:
         decision = _too_far_back(decision, len(ahead))
-    if head is None and not decision.chosen and not decision.never:
-        head = reserve(snapshot, asker, now_seconds)
+    if (head is None or not head.reserved) and not decision.chosen and not decision.never:
+        kept = reserve(snapshot, asker, now_seconds, own=True)
+        head = kept if head is None or kept.reserved else head
     return Turn(decision=decision, ahead=ahead, head=head, served_first=tuple(served))
 
 
-def reserve(snapshot: Snapshot, waiter: Waiter, now_seconds: float) -> Waiter:
+def reserve(snapshot: Snapshot, waiter: Waiter, now_seconds: float, *, own: bool = False) -> Waiter:
     """The waiter with the devices that are kept for it: those for which the fewest must end.
 
     A reservation that still holds what was promised stays, so that it cannot wander from device
-    to device while others fill the rest. Nothing is kept for one that would not be served even
-    if every lease ended, as long as somebody else's memory is in its way.
+    to device while others fill the rest; so does one on devices that are hidden from who asks,
+    unless it is the waiter's ``own`` snapshot, where they are gone. Nothing is kept for one that
+    would not be served even if every lease ended, as long as somebody else's memory is in its way.
     """
     view = _seen_by(snapshot, waiter)
-    if waiter.reserved and _would_do(view, waiter, waiter.reserved):
+    here = {state.device.device_id for state in view.devices}
+    if waiter.reserved and (
+        (not own and not here.issuperset(waiter.reserved))
+        or _would_do(view, waiter, waiter.reserved)
+    ):
         return waiter
     leased = sorted(
         (state for state in view.devices if state.leases),
@@ -119,25 +124,32 @@ def kept_for(head: Waiter, snapshot: Snapshot, now_seconds: float) -> Filter:
 
     On a device that is kept for the head, what was leased before the reservation is taken to end
     some time; what was taken since may last for ever. So a passer gets in only where it fits
-    beside the head's own claim and all earlier passers, once the old leases are gone. Nobody
-    knows how long work takes, so nothing is promised about when.
+    beside the head's own claim and all earlier passers, once the old leases are gone: on the
+    device, in the pool behind it, and on its machine. Nobody knows how long work takes, so
+    nothing is promised about when.
     """
     since = now_seconds if head.reserved_seconds is None else head.reserved_seconds
     claim = _freed(snapshot, frozenset(head.reserved), since)
     claim = _with_leases(claim, head, head.reserved, now_seconds)
     states = {state.device.device_id: state for state in claim.devices}
+    nodes = {states[name].device.node for name in head.reserved if name in states}
 
     def by_line(state: DeviceState, asked: Snapshot, request: Request) -> Refusal | None:
         """Not a device, or that part of it, which is kept for the first in the line."""
-        device_id = state.device.device_id
-        if device_id not in head.reserved or _is_askers_own(state, asked):
+        device = state.device
+        if device.node not in nodes or _is_askers_own(state, asked):
             return None
         view = msgspec.structs.replace(claim, umbrella=asked.umbrella)
-        if first_refusal(states[device_id], view, request) is None:
+        refusal = first_refusal(states[device.device_id], view, request)
+        reserved = device.device_id in head.reserved
+        if refusal is None or refusal.permanent:
             return None
+        if not reserved and first_refusal(state, asked, request) is not None:
+            return None  # refused anyway, so this is not the reason
         who = head.request.holder or head.command or head.waiter_id
-        reason = f"is kept for {who} (process {head.pid}), who is first in the line"
-        return Refusal(device_id=device_id, rule="line", reason=reason, permanent=False)
+        kept = "is kept" if reserved else "shares what is kept"
+        reason = f"{kept} for {who} (process {head.pid}), who is first in the line"
+        return Refusal(device_id=device.device_id, rule="line", reason=reason, permanent=False)
 
     return by_line
 
@@ -148,12 +160,14 @@ def _choose(
     head: Waiter | None,
     now_seconds: float,
     policies: Mapping[str, Policy] | None = None,
+    *,
+    brief: bool = False,
 ) -> Decision:
     view = _seen_by(snapshot, waiter)
     if head is None or not head.reserved:
-        return _answer(view, waiter.request, FILTERS, policies)
+        return _answer(view, waiter.request, FILTERS, policies, brief=brief)
     rules = (*FILTERS, kept_for(head, snapshot, now_seconds))
-    return _answer(view, waiter.request, rules, policies)
+    return _answer(view, waiter.request, rules, policies, brief=brief)
 
 
 def _answer(
@@ -161,6 +175,8 @@ def _answer(
     request: Request,
     filters: tuple[Filter, ...] = FILTERS,
     policies: Mapping[str, Policy] | None = None,
+    *,
+    brief: bool = True,
 ) -> Decision:
     """The decision on a request, also where its policy is of a package that only its asker has.
 
@@ -168,7 +184,7 @@ def _answer(
     """
     if request.policy not in POLICIES and request.policy not in (policies or {}):
         request = msgspec.structs.replace(request, policy=DEFAULT_POLICY)
-    return select(view, request, filters, policies=policies)
+    return select(view, request, filters, policies=policies, brief=brief)
 
 
 def _too_far_back(decision: Decision, count: int) -> Decision:
@@ -188,14 +204,15 @@ def _seen_by(snapshot: Snapshot, waiter: Waiter) -> Snapshot:
         not visible or all(state.device.hardware_id in visible for state in snapshot.devices)
     ):
         return snapshot
+    seen: list[DeviceState] = []
+    unseen = [*snapshot.unseen]
+    for state in snapshot.devices:
+        if not visible or state.device.hardware_id in visible:
+            seen.append(state)
+        elif not state.device.node:
+            unseen += state.leases
     return msgspec.structs.replace(
-        snapshot,
-        umbrella=waiter.umbrella,
-        devices=tuple(
-            state
-            for state in snapshot.devices
-            if not visible or state.device.hardware_id in visible
-        ),
+        snapshot, umbrella=waiter.umbrella, devices=tuple(seen), unseen=tuple(unseen)
     )
 
 
@@ -203,46 +220,61 @@ def _would_do(view: Snapshot, waiter: Waiter, device_ids: Sequence[str]) -> bool
     """Whether the reservation will serve the waiter once the older leases there have ended."""
     since = waiter.reserved_seconds if waiter.reserved_seconds is not None else 0.0
     kept = frozenset(device_ids)
-    freed = _freed(view, kept, since)
-    only = msgspec.structs.replace(
-        freed, devices=tuple(one for one in freed.devices if one.device.device_id in kept)
-    )
-    decision = _answer(only, waiter.request)
-    return set(decision.chosen) == kept and not any(
-        one.rule in _OUT_OF_ORDER for one in decision.refusals
-    )
+
+    def by_reservation(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal | None:
+        """Only the devices that are kept; the others are still there for what they share."""
+        del snapshot, request
+        device_id = state.device.device_id
+        if device_id in kept:
+            return None
+        return Refusal(device_id=device_id, rule="line", reason="is not kept", permanent=True)
+
+    filters = (by_reservation, *FILTERS)
+    decision = _answer(_freed(view, kept, since), waiter.request, filters)
+    return set(decision.chosen) == kept
 
 
 def _freed(snapshot: Snapshot, device_ids: frozenset[str], since_seconds: float) -> Snapshot:
     """The snapshot as it will be when the leases granted until then on these devices have ended."""
+    cleared = [
+        state for state in snapshot.devices if state.device.device_id in device_ids and state.leases
+    ]
+    left = {
+        (state.device.node, state.device.memory_pool): used_before(state, snapshot)
+        for state in cleared
+    }
+    names = {state.device.device_id for state in cleared}
+
+    def freed(state: DeviceState) -> DeviceState:
+        pool = (state.device.node, state.device.memory_pool)
+        if pool in left:  # the use of a pool is read where its keeper is, whoever held it
+            state = _using(state, left[pool])
+        if state.device.device_id not in names:
+            return state
+        leases = tuple(one for one in state.leases if one.granted_seconds > since_seconds)
+        return msgspec.structs.replace(state, leases=leases)
+
     return msgspec.structs.replace(
-        snapshot,
-        devices=tuple(
-            _cleared(state, snapshot, since_seconds)
-            if state.device.device_id in device_ids and state.leases
-            else state
-            for state in snapshot.devices
-        ),
+        snapshot, devices=tuple(freed(state) for state in snapshot.devices)
     )
 
 
-def _cleared(state: DeviceState, snapshot: Snapshot, since_seconds: float) -> DeviceState:
-    foreign = used_before(state, snapshot)
+def _using(state: DeviceState, used_bytes: int | None) -> DeviceState:
+    """The device with no more in use than that, where both are known."""
     sample = state.sample
-    if sample is not None and sample.memory_used_bytes is not None and foreign is not None:
-        used = min(sample.memory_used_bytes, foreign)
-        sample = msgspec.structs.replace(sample, memory_used_bytes=used)
-    return msgspec.structs.replace(
-        state,
-        sample=sample,
-        leases=tuple(lease for lease in state.leases if lease.granted_seconds > since_seconds),
-    )
+    if sample is None or sample.memory_used_bytes is None or used_bytes is None:
+        return state
+    used = min(sample.memory_used_bytes, used_bytes)
+    sample = msgspec.structs.replace(sample, memory_used_bytes=used)
+    return msgspec.structs.replace(state, sample=sample)
 
 
 def _with_leases(
     snapshot: Snapshot, waiter: Waiter, device_ids: Sequence[str], now_seconds: float
 ) -> Snapshot:
-    """The snapshot as if the waiter had been served with these devices."""
+    """The snapshot as if the waiter had been served with those of these devices that are here."""
+    here = {state.device.device_id for state in snapshot.devices}
+    device_ids = [name for name in device_ids if name in here]
     taken = {
         lease.device_id: msgspec.structs.replace(
             lease,

@@ -9,11 +9,9 @@ import msgspec
 from exo.gpu.vocabulary.device import HOST_POOL, DeviceClass
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.request import Request
+from exo.gpu.vocabulary.settings import DESKTOP_BYTES
 from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 from exo.gpu.vocabulary.units import format_size
-
-# What a desktop takes beyond what it holds at the moment: a browser's window or two.
-DESKTOP_BYTES = 512 * 2**20
 
 
 class FreeMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,7 +98,19 @@ def free_memory(state: DeviceState, snapshot: Snapshot) -> FreeMemory:
 def memory_figures(
     state: DeviceState, snapshot: Snapshot
 ) -> tuple[int | None, int | None, int | None]:
-    """The figures of :func:`free_memory` alone: free, total, and the most one lease could get."""
+    """The figures of :func:`free_memory` alone: free, total, and the most one lease could get.
+
+    They are worked out once for a device of the snapshot; one without devices only lends its rules.
+    """
+    if not snapshot.devices:
+        return _figures(state, snapshot)
+    known = snapshot.memory.get(id(state))
+    if known is None or known[0] is not state:
+        known = snapshot.memory[id(state)] = (state, _figures(state, snapshot))
+    return known[1]
+
+
+def _figures(state: DeviceState, snapshot: Snapshot) -> tuple[int | None, int | None, int | None]:
     own, pool = _limits(state, snapshot)
     if pool is None or pool.total is None:
         return (None, None, None) if own.total is None else (own.free, own.total, own.most)
@@ -159,16 +169,37 @@ def lease_for(
     )
 
 
-def host_held(snapshot: Snapshot, node: str) -> tuple[int, int]:
-    """Cores and bytes of a machine that leases hold beside their devices, the asker's left out."""
-    leases = [
-        lease
+def cores_beside(state: DeviceState, snapshot: Snapshot) -> int:
+    """Cores of a processor that leases on other devices of its machine hold; else 0."""
+    device = state.device
+    if device.device_class is not DeviceClass.HOST:
+        return 0
+    everywhere = snapshot.host_leases.get(device.node, ())
+    if not everywhere or snapshot.hosts[device.node].device.device_id != device.device_id:
+        return 0
+    own = {lease.lease_id for lease in state.leases}
+    return sum(
+        lease.host_cpus or 0
+        for lease in everywhere
+        if lease.lease_id not in own and lease.lease_id not in snapshot.umbrella
+    )
+
+
+def pool_figures(state: DeviceState, snapshot: Snapshot) -> tuple[int, int] | None:
+    """Bytes free in the pool that a device shares, and the most that leases could ever get there.
+
+    None for a device with memory of its own, or where the pool's total is not known.
+    """
+    _, pool = _limits(state, snapshot)
+    return None if pool is None or pool.total is None else (pool.free, pool.most)
+
+
+def _host_memory_held(snapshot: Snapshot, node: str) -> int:
+    """Bytes of a machine's memory that leases hold beside their devices, the asker's left out."""
+    return sum(
+        lease.host_memory_bytes or 0
         for lease in snapshot.host_leases.get(node, ())
         if lease.lease_id not in snapshot.umbrella
-    ]
-    return (
-        sum(lease.host_cpus or 0 for lease in leases),
-        sum(lease.host_memory_bytes or 0 for lease in leases),
     )
 
 
@@ -203,12 +234,18 @@ def _pool_limit(state: DeviceState, members: tuple[DeviceState, ...], snapshot: 
         for lease in others_leases(member, snapshot)
         if lease.memory_pool == pool
     ]
+    if snapshot.unseen and not state.device.node:
+        leases += [
+            lease
+            for lease in snapshot.unseen
+            if lease.memory_pool == pool and lease.lease_id not in snapshot.umbrella
+        ]
     keeper = _keeper(members)
     used = _sampled_use(keeper)
     foreign = _foreign(keeper, leases)
     held = sum(lease.memory_bytes or 0 for lease in leases)
     if pool == HOST_POOL:
-        held += host_held(snapshot, state.device.node)[1]
+        held += _host_memory_held(snapshot, state.device.node)
     kept = [_kept(member, used, foreign if held else used) for member in members]
     return _Limit(
         f"pool {pool}",

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from exo.gpu.scheduling.constraints import names_of
-from exo.gpu.scheduling.filters import SHARE_TOLERANCE, takes_slot
+from exo.gpu.scheduling.filters import SHARE_TOLERANCE, slots_of_lease
 from exo.gpu.scheduling.standing import identity_of, place_of
 from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.health import Health
@@ -29,14 +29,18 @@ class Row:
     ``free`` and ``most`` are bytes, ``idle`` a percentage, each -1 where it is not known, and
     ``celsius`` is then infinite: so that no limit lets the unknown pass. ``easy``
     is a sound device with every reading, without leases or limits: only its numbers count.
+    ``beside`` are cores of a processor
+    that leases on other devices hold; they count among the slots taken.
     ``received_at`` is the moment, on the caller's monotonic clock, at which the sample came.
     ``keys`` holds the place in the order of the device's class, by policy.
     """
 
     __slots__ = (
+        "beside",
         "celsius",
         "display",
         "easy",
+        "foreign",
         "free",
         "free_bytes",
         "identity",
@@ -54,6 +58,7 @@ class Row:
         "shares",
         "slot_leases",
         "slots",
+        "sound",
         "state",
         "total_bytes",
         "unwell",
@@ -82,16 +87,19 @@ class Row:
         health = state.health
         self.unwell = health is Health.FAILED or health is Health.LOST or state.cordon is not None
         self.lease_count = len(leases)
+        self.foreign = bool(state.foreign)
         self.wholly_leased, self.slot_leases, self.shares = False, 0, 0.0
         if leases:
             self._count(leases)
-        self.easy = (
-            not leases
-            and not self.unwell
+        self.sound = (
+            not self.unwell
+            and not self.foreign
             and self.max_share == 1
             and busy is not None
             and celsius is not None
         )
+        self.easy = self.sound and not leases
+        self.beside = 0
         self.keys: dict[str, Key] = {}
 
     def set_figures(self, figures: tuple[int | None, int | None, int | None]) -> None:
@@ -99,6 +107,13 @@ class Row:
         self.free_bytes, self.total_bytes, most = figures
         self.free = -1 if self.free_bytes is None else self.free_bytes
         self.most = -1 if most is None else most
+
+    def set_beside(self, cores: int) -> None:
+        """Of a processor: its cores that leases on other devices of the machine hold."""
+        self.lease_count += bool(cores) - bool(self.beside)
+        self.slot_leases += cores - self.beside
+        self.beside = cores
+        self.easy = self.sound and not self.lease_count
 
     @property
     def share_held(self) -> float:
@@ -131,8 +146,7 @@ class Row:
                 self.wholly_leased = True
             if lease.share is not None:
                 parts.append(lease.share)
-            elif takes_slot(lease):
-                self.slot_leases += 1
+            self.slot_leases += slots_of_lease(lease, self.state.device)
         self.shares = math.fsum(parts)
 
 
@@ -155,6 +169,7 @@ def verdict(row: Row, request: Request, now: float, stale_after_seconds: float) 
         or (idle and row.idle < idle)
         or (most is not None and row.celsius > most)
         or (row.lease_count and _is_taken(row, request))
+        or (row.foreign and request.exclusive)
     ):
         return TAKEN
     return ELIGIBLE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -27,6 +28,7 @@ _DIGITS = re.compile(r"([0-9]+)")
 Candidates = Mapping[str, tuple[GPUMetrics, DeviceCapabilities]]
 
 
+@functools.lru_cache(maxsize=4096)  # the names of devices, which are asked for in every decision
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     """A sort key by which ``vulkan:2`` comes before ``vulkan:10``."""
     parts = _DIGITS.split(text)

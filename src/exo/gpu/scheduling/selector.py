@@ -8,10 +8,11 @@ import msgspec
 
 from exo.gpu.scheduling.constraints import contradictions, unknown_labels, unknown_names
 from exo.gpu.scheduling.explanation import explain, refusal_message
-from exo.gpu.scheduling.filters import FILTERS, Filter, names_of, refusals_of
+from exo.gpu.scheduling.filters import FILTERS, Filter, names_of, refusals_of, that_matter
 from exo.gpu.scheduling.groups import Candidate, judge
-from exo.gpu.scheduling.ledger import FreeMemory, free_memory, lease_for
+from exo.gpu.scheduling.ledger import FreeMemory, free_memory, lease_for, memory_figures
 from exo.gpu.scheduling.policies import Policy, policy_named
+from exo.gpu.scheduling.pool_room import within_pools
 from exo.gpu.scheduling.scorer import Candidates, DeviceScorer, Facts
 from exo.gpu.scheduling.standing import (
     AVOIDED_NOTE,
@@ -24,6 +25,7 @@ from exo.gpu.scheduling.standing import (
     tier_of,
 )
 from exo.gpu.vocabulary.decision import Allotment, Decision, Refusal, Score
+from exo.gpu.vocabulary.device import DeviceClass
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.snapshot import DeviceState, Health, Snapshot
@@ -37,6 +39,7 @@ def select(
     filters: tuple[Filter, ...] = FILTERS,
     *,
     policies: Mapping[str, Policy] | None = None,
+    brief: bool = False,
 ) -> Decision:
     """Answer a request from a snapshot alone; the same two give the same answer.
 
@@ -44,14 +47,15 @@ def select(
     in the ranking that has ``request.count`` eligible devices; the rest is left out with the
     reason. A better class whose devices are only taken for now is waited for ("not now"): work for
     a GPU must not land on the host because the GPU is busy. Several devices are all or nothing,
-    and are those that are joined best. ``policies`` may be named beside the presets.
+    and are those that are joined best. ``policies`` may be named beside the presets. A ``brief``
+    decision is the same without score terms, notes and second objections, in half the time.
 
     Raises:
         UnknownName: for a policy that is not known, with the near spelling.
 
     """
     policy = policy_named(request.policy, policies)
-    rules = (*filters, *policy.filters)
+    rules = that_matter((*filters, *policy.filters), request)
     candidates: list[Candidate] = []
     refusals = [
         *contradictions(request),
@@ -59,13 +63,15 @@ def select(
         *unknown_labels(snapshot, request),
     ]
     for state in snapshot.devices:
-        objections = list(refusals_of(state, snapshot, request, rules))
-        if objections:
-            refusals.append(_with_others(objections))
+        objections = refusals_of(state, snapshot, request, rules)
+        first = next(objections, None)
+        if first is not None:
+            refusals.append(first if brief else _with_others(first, objections))
         else:
-            candidates.append(_candidate(state, snapshot, request, policy))
+            candidates.append(_candidate(state, snapshot, request, policy, brief=brief))
     candidates.sort(key=lambda candidate: candidate.order)
     candidates = displays_last(candidates, lambda one: (one.device, one.place))
+    candidates, refusals = within_pools(snapshot, request, candidates, refusals)
     verdict = judge(snapshot, request, candidates, refusals)
     return Decision(
         request=request,
@@ -116,16 +122,20 @@ def rank(
 
 
 def leases_of(snapshot: Snapshot, chosen: Iterable[str], request: Request) -> tuple[Lease, ...]:
-    """What the request takes of each chosen device, and once of each of their machines."""
+    """What the request takes of each chosen device, and once of each of their machines.
+
+    The lease on a machine's own processor holds that, where it is among them; else the first does.
+    """
     states = {state.device.device_id: state for state in snapshot.devices}
-    nodes: set[str] = set()
-    leases: list[Lease] = []
-    for device_id in chosen:
-        state = states[device_id]
-        first = state.device.node not in nodes
-        nodes.add(state.device.node)
-        leases.append(lease_for(state, snapshot, request, with_host=first))
-    return tuple(leases)
+    taken = [states[device_id] for device_id in chosen]
+    bearers: dict[str, DeviceState] = {}
+    for state in taken:
+        if state.device.device_class is DeviceClass.HOST or state.device.node not in bearers:
+            bearers[state.device.node] = state
+    return tuple(
+        lease_for(state, snapshot, request, with_host=bearers[state.device.node] is state)
+        for state in taken
+    )
 
 
 def _with_leases(snapshot: Snapshot, leases: Iterable[Lease]) -> Snapshot:
@@ -141,36 +151,41 @@ def _with_leases(snapshot: Snapshot, leases: Iterable[Lease]) -> Snapshot:
     )
 
 
-def _with_others(objections: list[Refusal]) -> Refusal:
+def _with_others(first: Refusal, others: Iterable[Refusal]) -> Refusal:
     """The first objection, which is the answer, with what the other rules say."""
-    first, *others = objections
-    reasons = {one.rule: one.reason for one in reversed(others) if one.rule != first.rule}
+    found = [one for one in others if one.rule != first.rule]
+    reasons = {one.rule: one.reason for one in reversed(found)}
     also = tuple(reversed(reasons.values()))
     return msgspec.structs.replace(first, also=also) if also else first
 
 
 def _candidate(
-    state: DeviceState, snapshot: Snapshot, request: Request, policy: Policy
+    state: DeviceState, snapshot: Snapshot, request: Request, policy: Policy, *, brief: bool
 ) -> Candidate:
     device = state.device
-    memory = free_memory(state, snapshot)
-    facts = facts_of(state, memory.free_bytes, memory.total_bytes)
-    affinity = None
-    if request.affinity_key:
-        affinity = (request.affinity_key, request.affinity_key in state.warm_keys)
-    score = policy.score(device.device_id, facts, affinity=affinity, weight=state.settings.weight)
-    preferred = not set(names_of(device)).isdisjoint(request.prefer)
+    free_bytes, total_bytes, _ = memory_figures(state, snapshot)
+    facts = facts_of(state, free_bytes, total_bytes)
+    weight = state.settings.weight
+    warm = bool(request.affinity_key) and request.affinity_key in state.warm_keys
+    preferred = bool(request.prefer) and not set(names_of(device)).isdisjoint(request.prefer)
+    if brief:
+        total = policy.total(facts, warm=warm, weight=weight)
+        score = Score(device_id=device.device_id, total=total)
+    else:
+        affinity = (request.affinity_key, warm) if request.affinity_key else None
+        score = policy.score(device.device_id, facts, affinity=affinity, weight=weight)
+        notes = tuple(_notes(state, free_memory(state, snapshot), request, preferred=preferred))
+        score = msgspec.structs.replace(score, notes=notes)
     place = place_of(state, preferred=preferred)
     order = (
         device.device_class.rank,
         place,
         -score.total,
         -(state.measured_gflops or 0.0),
-        -(memory.free_bytes or 0),
+        -(free_bytes or 0),
         *identity_of(device),
     )
-    notes = tuple(_notes(state, memory, preferred=preferred))
-    return Candidate(device, msgspec.structs.replace(score, notes=notes), place, order)
+    return Candidate(device, score, place, order)
 
 
 def facts_of(state: DeviceState, free_bytes: int | None, total_bytes: int | None) -> Facts | None:
@@ -180,7 +195,9 @@ def facts_of(state: DeviceState, free_bytes: int | None, total_bytes: int | None
     return Facts(state, state.sample, free_bytes, total_bytes)
 
 
-def _notes(state: DeviceState, memory: FreeMemory, *, preferred: bool) -> Iterable[str]:
+def _notes(
+    state: DeviceState, memory: FreeMemory, request: Request, *, preferred: bool
+) -> Iterable[str]:
     tier = tier_of(state)
     if tier in TIER_NOTES:
         yield TIER_NOTES[tier]
@@ -192,6 +209,8 @@ def _notes(state: DeviceState, memory: FreeMemory, *, preferred: bool) -> Iterab
         yield AVOIDED_NOTE
     if state.device.drives_display:
         yield DISPLAY_NOTE
+    if request.exclusive and state.foreign_untold:
+        yield f"who else works there is not fully known: {state.foreign_untold}"
     if memory.note:
         yield f"{memory.note}{' (assumed)' if memory.assumed else ''}"
     if state.measured_gflops is not None:

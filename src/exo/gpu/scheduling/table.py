@@ -10,7 +10,7 @@ import msgspec
 from exo.gpu.scheduling.columns import Sizes
 from exo.gpu.scheduling.kinds import KindTable
 from exo.gpu.scheduling.lanes import Lane
-from exo.gpu.scheduling.ledger import memory_figures, others_leases
+from exo.gpu.scheduling.ledger import cores_beside, memory_figures, others_leases
 from exo.gpu.scheduling.policies import Policy
 from exo.gpu.scheduling.rows import Key, Row
 from exo.gpu.scheduling.selector import facts_of
@@ -26,7 +26,8 @@ class DeviceTable:
     """Rows by device id, in order of arrival, and in the order of every policy that was asked for.
 
     A device whose memory is its own costs one row an update; those that share a pool, or whose
-    leases hold memory of their machine, are worked out together with the others of their node.
+    leases hold cores or memory of their machine, are worked out together with the others of
+    their node.
     """
 
     def __init__(self, umbrella: tuple[str, ...] = (), sizes: Sizes | None = None) -> None:
@@ -154,10 +155,12 @@ class DeviceTable:
             figures = memory_figures(row.state, snapshot)
             new = copy.copy(row)
             new.set_figures(figures)
-            if (new.free_bytes, new.total_bytes, new.most) != (
+            new.set_beside(cores_beside(row.state, snapshot))
+            if (new.free_bytes, new.total_bytes, new.most, new.beside) != (
                 row.free_bytes,
                 row.total_bytes,
                 row.most,
+                row.beside,
             ):
                 new.keys = {}
                 self._set(new, row)
@@ -180,7 +183,9 @@ def _is_shared(state: DeviceState) -> bool:
     """Whether the memory of others depends on this device, or its own on others."""
     if state.device.memory_pool != state.device.hardware_id:
         return True
-    return bool(state.leases) and any(lease.host_memory_bytes for lease in state.leases)
+    return bool(state.leases) and any(
+        lease.host_memory_bytes or lease.host_cpus for lease in state.leases
+    )
 
 
 def _note(index: dict[str, dict[str, None]], key: str, device_id: str) -> None:

@@ -18,6 +18,8 @@ class RunningProcess(WireValue, frozen=True, kw_only=True):
     memory_bytes: int | None = None
     """What it holds of the device's memory."""
     user: str | None = None
+    name: str | None = None
+    """What the program is called, without its folder and arguments."""
     command: str | None = None
     since: float | None = None
     """When it started, in Unix seconds."""

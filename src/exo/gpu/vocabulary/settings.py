@@ -5,6 +5,9 @@ from __future__ import annotations
 from exo.gpu.vocabulary.messages import WireValue
 from exo.gpu.vocabulary.units import check_number, check_text, check_whole
 
+# A browser's window or two: what a desktop takes at any time beyond what it holds at the moment.
+DESKTOP_BYTES = 512 * 2**20
+
 
 class DeviceSettings(WireValue, frozen=True, kw_only=True):
     """Settings of one device; every default leaves it as it was found.
@@ -19,7 +22,8 @@ class DeviceSettings(WireValue, frozen=True, kw_only=True):
     weight: float = 1.0
     """Multiplies its score."""
     reserve_bytes: int | None = None
-    """Memory kept free for others; None: nothing was set."""
+    """Memory that others are to have, what they use already included. None: nothing was set, and
+    on a card that drives a display it is what others use there and :data:`DESKTOP_BYTES` more."""
     labels: tuple[str, ...] = ()
     slots: int | None = None
     """How many jobs at once; None: as many as the device states."""

@@ -11,6 +11,7 @@ from exo.gpu.vocabulary.health import Cordon, Health
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.links import Link
 from exo.gpu.vocabulary.metrics import GPUMetrics
+from exo.gpu.vocabulary.process import RunningProcess
 from exo.gpu.vocabulary.settings import DeviceSettings
 
 __all__ = ["STALE_AFTER_SECONDS", "DeviceState", "Health", "Snapshot"]
@@ -41,6 +42,10 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     settings: DeviceSettings = DeviceSettings()
     warm_keys: tuple[str, ...] = ()
     """Affinity keys for which a warm worker waits on the device."""
+    foreign: tuple[RunningProcess, ...] = ()
+    """Processes that work on it under nobody's lease, where somebody looked for them."""
+    foreign_untold: str = ""
+    """Why there may be more of them; empty where nobody looked, or where all are known."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, dict=True):
@@ -54,6 +59,14 @@ class Snapshot(msgspec.Struct, frozen=True, dict=True):
     """Ids of the leases under which the asker itself works: their slot is the asker's already."""
     links: tuple[Link, ...] = ()
     """How the devices are joined, where that is known, by device id."""
+    unseen: tuple[Lease, ...] = ()
+    """Leases on devices of this machine (the node without a name) that are not among the devices,
+    as under an inherited restriction: they count where a pool or the machine is shared."""
+
+    @cached_property
+    def memory(self) -> dict[int, tuple[DeviceState, tuple[int | None, int | None, int | None]]]:
+        """What was worked out of a device's memory already, with the device, by its ``id``."""
+        return {}
 
     @cached_property
     def pools(self) -> dict[tuple[str, str], tuple[DeviceState, ...]]:
@@ -78,8 +91,9 @@ class Snapshot(msgspec.Struct, frozen=True, dict=True):
     def host_leases(self) -> dict[str, tuple[Lease, ...]]:
         """The leases that hold cores or memory of their machine beside a device, by node."""
         found: dict[str, list[Lease]] = {}
-        for state in self.devices:
-            for lease in state.leases:
+        everywhere = [(state.device.node, state.leases) for state in self.devices if state.leases]
+        for node, leases in (*everywhere, ("", self.unseen)):
+            for lease in leases:
                 if lease.host_cpus or lease.host_memory_bytes:
-                    found.setdefault(state.device.node, []).append(lease)
+                    found.setdefault(node, []).append(lease)
         return {node: tuple(leases) for node, leases in found.items()}

@@ -53,7 +53,9 @@ def show(as_json: bool) -> None:
     for path in paths:
         click.echo(f"{path}{'' if path in configuration.files else ' (not there)'}")
     click.echo()
-    click.echo(paragraphs([(key, f"{_words(value)} ({source})") for key, value, source in rows]))
+    click.echo(
+        paragraphs([(key, f"{_words(key, value)} ({source})") for key, value, source in rows])
+    )
 
 
 def _rows(
@@ -70,7 +72,11 @@ def _rows(
             yield f"device.{device.device_id}.{written[field]}", value, source
 
 
-def _words(value: Any) -> str:
+def _words(key: str, value: Any) -> str:
+    if value is not None and key.endswith(".reserve"):
+        from exo.gpu.vocabulary.units import format_size
+
+        return format_size(value)
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -2,48 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from exo.gpu.cli.context import print_json, snapshot_of
+from exo.gpu.cli.context import duration_from, print_json, snapshot_of
 from exo.gpu.cli.main import FAILURE, SUCCESS, complain
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from exo.gpu.vocabulary.process import Occupancy
     from exo.gpu.vocabulary.snapshot import Snapshot
 
-# A node does not read a device again within a second, and drivers average over as much.
-SHORTEST_INTERVAL_SECONDS = 2.0
+# Drivers average over as much: more often tells no more.
+SHORTEST_CADENCE_SECONDS = 1.0
 
-
-def _interval(ctx: click.Context, option: click.Parameter, text: str | None) -> float | None:
-    """Seconds of ``2s`` or ``1m``; a click callback."""
-    from exo.gpu.vocabulary.errors import InvalidValue
-    from exo.gpu.vocabulary.units import parse_duration
-
-    try:
-        seconds = None if text is None else parse_duration(text, option.opts[-1])
-        if seconds is not None and seconds < SHORTEST_INTERVAL_SECONDS:
-            raise InvalidValue(option.opts[-1], text, "a duration of at least 2s")
-    except InvalidValue as error:
-        raise click.UsageError(str(error), ctx) from None
-    return seconds
+# What was logged while the table was drawn is told after it, the newest lines of it.
+_LOG_LINES = 20
 
 
 @click.command()
 @click.option("--once", is_flag=True, help="Print a plain table once, also without a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="Print it once as one JSON object.")
 @click.option(
-    "--interval",
-    "interval_seconds",
-    callback=_interval,
-    metavar="DURATION",
-    help="How often devices are read, such as 5s; 2s by default.",
+    "--every",
+    "cadence_seconds",
+    callback=duration_from(SHORTEST_CADENCE_SECONDS),
+    metavar="TIME",
+    help="How often devices are read, such as 5s; 1s by default.",
 )
-def command(once: bool, as_json: bool, interval_seconds: float | None) -> int:
+def command(once: bool, as_json: bool, cadence_seconds: float | None) -> int:
     """Watch every device, its users and its health live.
 
     Keys: s sorts by the next column, r reverses, arrows choose a device, p pauses, d shows all
@@ -67,9 +61,37 @@ def command(once: bool, as_json: bool, interval_seconds: float | None) -> int:
         raise click.UsageError("the live table needs a terminal; --once prints a plain one")
     from exo.gpu.coordination.top_source import CADENCE_SECONDS, LocalTopSource
 
-    with LocalTopSource(cadence_seconds=interval_seconds or CADENCE_SECONDS) as source:
+    with _held_logs(), LocalTopSource(cadence_seconds=cadence_seconds or CADENCE_SECONDS) as source:
         TopApp(source).run()
     return SUCCESS
+
+
+@contextmanager
+def _held_logs() -> Generator[None]:
+    """Keep the log off the screen meanwhile, and write its last lines afterwards."""
+    # Changes of health are on the screen.
+    logging.getLogger("exo.gpu.telemetry.health").setLevel(logging.ERROR)
+    root = logging.getLogger()
+    handlers, held = list(root.handlers), _HeldLog()
+    root.handlers[:] = [held]
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        for record in held.records:
+            root.handle(record)
+
+
+class _HeldLog(logging.Handler):
+    """Keeps the newest records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=_LOG_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one."""
+        self.records.append(record)
 
 
 def _print_once(*, as_json: bool) -> None:

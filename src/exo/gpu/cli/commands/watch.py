@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exo.gpu.cli.context import duration
-from exo.gpu.cli.main import complain
+from exo.gpu.cli.context import duration, duration_from
+from exo.gpu.cli.main import FAILURE, SUCCESS, complain
+from exo.gpu.telemetry.sampling.schedule import SHORTEST_CADENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 _WAIT_SECONDS = 0.25
 
 
-@click.command()
+@click.command(epilog="Exit status: 0; 1 when FILE cannot be written at first; 2 usage.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 @click.option(
     "--every",
     "cadence",
-    callback=duration,
+    callback=duration_from(SHORTEST_CADENCE_SECONDS),
     default="1s",
     metavar="TIME",
     help="How often each device is sampled, such as 1s or 500ms.",
@@ -42,13 +43,14 @@ _WAIT_SECONDS = 0.25
 @click.option(
     "--textfile",
     type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
     help="Also keep this file up to date with Prometheus text; node_exporter's textfile "
     "collector, for one, reads such a file.",
 )
 @click.option("--no-history", is_flag=True, help="Keep nothing on disk.")
 def command(
     as_json: bool, cadence: float, length: float | None, textfile: Path | None, no_history: bool
-) -> None:
+) -> int:
     """Sample every device over and over.
 
     It tells what is read and what changes, and ends on Ctrl-C or when nobody reads its output any
@@ -61,21 +63,25 @@ def command(
     logging.getLogger("exo.gpu.telemetry.health").setLevel(logging.ERROR)
     monitor = Monitor(cadence_seconds=cadence, history=not no_history)
     subscription = monitor.subscribe()
+    export = None if textfile is None else _Export(textfile, monitor)
     with _until_signals() as is_over, monitor:
         if not no_history:
             _tell_recording(monitor)
         teller = _tell_json if as_json else _tell_people
         teller_ends = None if length is None else time.monotonic() + length
+        if export is not None and not export.write():
+            return FAILURE
         due = time.monotonic()
         for device in monitor.devices if as_json else ():
             _write(_json_lines().device_line(device))
         while not is_over() and (teller_ends is None or time.monotonic() < teller_ends):
             _drain(subscription, teller)
-            if textfile is not None and time.monotonic() >= due:
-                _keep(textfile, monitor)
+            if export is not None and time.monotonic() >= due:
+                export.write()
                 due = max(due + cadence, time.monotonic())
     if subscription.lost:
         complain(f"{subscription.lost} events were not shown: they came faster than they were read")
+    return SUCCESS
 
 
 def _drain(subscription: Subscription, teller: Callable[[NodeEvent], None]) -> None:
@@ -107,18 +113,48 @@ def _tell_recording(monitor: Monitor) -> None:
     if recording.active:
         complain(f"keeping the history in {recording.path}")
     else:
-        complain(f"no history is kept: {recording.reason}")
+        complain(f"no history is kept here: {recording.reason}")
 
 
-def _keep(path: Path, monitor: Monitor) -> None:
-    """Replace the file by what is known now; readers see the old one or the new one, whole."""
-    from exo.gpu import __version__
-    from exo.gpu.telemetry.exporters.prometheus import prometheus_text
+class _Export:
+    """A file of Prometheus text; a disk that is full for a while ends no watch."""
 
-    text = prometheus_text(monitor.snapshot(), missing=monitor.missing, version=__version__)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(path)
+    def __init__(self, path: Path, monitor: Monitor) -> None:
+        self._path = path
+        self._monitor = monitor
+        self._fails = False
+
+    def write(self) -> bool:
+        """Replace the file by what is known now; readers see the old one or the new one, whole.
+
+        False where that failed, which is told once for a row of failures.
+        """
+        from exo.gpu.vocabulary.errors import ExoGpuError
+
+        try:
+            self._replace()
+        except (OSError, ExoGpuError) as error:
+            if not self._fails:
+                reason = getattr(error, "strerror", None) or error
+                complain(f"--textfile: {self._path} is not written: {reason}")
+            self._fails = True
+        else:
+            self._fails = False
+        return not self._fails
+
+    def _replace(self) -> None:
+        from exo.gpu import __version__
+        from exo.gpu.telemetry.exporters.prometheus import prometheus_text
+
+        monitor = self._monitor
+        text = prometheus_text(monitor.snapshot(), missing=monitor.missing, version=__version__)
+        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
+            draft.write_text(text)
+            draft.replace(self._path)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
 
 
 def _json_lines() -> Any:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from exo.gpu.cli.map.sources import Items
     from exo.gpu.cli.map.templates import Templates
     from exo.gpu.coordination.commands import Command, CommandDone, CommandRun
-    from exo.gpu.coordination.recording import Recording
+    from exo.gpu.coordination.job_recording import Recording
     from exo.gpu.vocabulary.request import Request
 
 

@@ -13,7 +13,7 @@ from exo.gpu.vocabulary.journal import JobKind, JobTally
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exo.gpu.coordination.recording import Recording
+    from exo.gpu.coordination.job_recording import Recording
 
 
 def journal_beside(joblog: Path) -> Path:
@@ -38,7 +38,7 @@ def open_recording(
         JournalError: when the journal that was asked for cannot be used.
 
     """
-    from exo.gpu.coordination.recording import begin_job, resume_job
+    from exo.gpu.coordination.job_recording import begin_job, resume_job
 
     path = None if joblog is None else journal_beside(joblog)
     if resume:
@@ -79,7 +79,7 @@ def tally_to_resume(templates: dict[str, str], joblog: Path | None, name: str) -
 def _to_resume(templates: dict[str, str], joblog: Path | None, name: str) -> Path | None:
     """The journal to go on with; None where the job has not begun yet."""
     if joblog is None:
-        from exo.gpu.coordination.recording import find_job
+        from exo.gpu.coordination.job_recording import find_job
 
         return find_job(os.environ, templates, name)
     path = journal_beside(joblog)

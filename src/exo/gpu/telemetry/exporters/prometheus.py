@@ -30,7 +30,7 @@ def prometheus_text(
 
     Series carry the device's ``uuid`` and, in a cluster, its ``node``; names, labels and versions
     are in ``exo_gpu_device_info`` alone, to be joined by them. What a device does not tell has no
-    series. A stale sample gives none either: only ``up`` and the age tell of it.
+    series. A stale sample gives none either: only ``up`` and the time of the sample tell of it.
     """
     states = snapshot.devices
     fresh = [state for state in states if _is_fresh(state, snapshot)]
@@ -61,11 +61,11 @@ def _stated(
     known = {id(state) for state in fresh}
     yield table.UP, [(_identity(state.device), float(id(state) in known)) for state in states]
     yield (
-        table.SAMPLE_AGE,
+        table.SAMPLE_TIME,
         [
-            (_identity(state.device), state.sample_age_seconds)
+            (_identity(state.device), float(state.sample.timestamp))
             for state in states
-            if state.sample_age_seconds is not None
+            if state.sample is not None
         ],
     )
     yield (

@@ -123,7 +123,12 @@ SAMPLED: tuple[Series, ...] = (
 
 INFO = Series("device_info", "gauge", "What the device is; join it to the others by uuid.")
 UP = Series("up", "gauge", "1 when the device was read lately, 0 when it was not.")
-SAMPLE_AGE = Series("sample_age_seconds", "gauge", "Time since the newest sample was received.")
+# A time and not an age: an age stands still with whoever writes it, and looks young for ever.
+SAMPLE_TIME = Series(
+    "sample_timestamp_seconds",
+    "gauge",
+    "When the newest sample was taken, in Unix time by the clock of its machine.",
+)
 HEALTH = Series("health", "gauge", "1 for the state that the device is in, 0 for the others.")
 CORDONED = Series("cordoned", "gauge", "1 when the device is kept out of scheduling.")
 THROTTLE = Series("throttle_reason", "gauge", "1 for each reason that the driver gives now.")
@@ -143,7 +148,7 @@ BUILD_INFO = Series("build_info", "gauge", "The version that writes these lines.
 STATED: tuple[Series, ...] = (
     INFO,
     UP,
-    SAMPLE_AGE,
+    SAMPLE_TIME,
     HEALTH,
     CORDONED,
     THROTTLE,

@@ -113,7 +113,8 @@ def find_device(connection: Connection, name: str) -> tuple[int, KnownDevice]:
     names = sorted({device.device_id for device in devices.values()})
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise NoSuchDevice(f"{name!r} has no history; of these there is one: {', '.join(names)}{hint}")
+    others = f"of these there is one: {', '.join(names)}" if names else "the history is empty"
+    raise NoSuchDevice(f"{name!r} has no history; {others}{hint}")
 
 
 def read_raw(
