@@ -16,7 +16,7 @@ from boxes import GIB, device, host
 from exo.gpu.coordination.dispatcher import Dispatcher
 from exo.gpu.coordination.executor import GPUExecutor
 from exo.gpu.coordination.items import Job
-from exo.gpu.coordination.slots import request_of
+from exo.gpu.coordination.wishes import request_of
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.scheduling.retry import RetryPolicy
 from exo.gpu.vocabulary.errors import InvalidValue, TimedOut, WorkerDied
@@ -196,8 +196,11 @@ class Ends:
         self.outcomes = {}
         self.all = threading.Event()
 
-    def job(self, item, **what):
-        return Job(item=item, begin=lambda: True, end=self.end, **what)
+    def job(self, item, command):
+        """One that runs this text whatever the slot."""
+        return Job(
+            item=item, begin=lambda: True, end=self.end, command=lambda _slot, _device: command
+        )
 
     def end(self, outcome, job):
         assert job.item not in self.outcomes
@@ -215,7 +218,7 @@ def test_running_and_waiting_items_can_be_cancelled(use_box, tmp_path):
     with LocalNode() as node:
         dispatcher = Dispatcher(node, request_of(), setup=None)
         commands = [f"touch {mark}; sleep 600", "sleep 600", "true"]
-        dispatcher.add([ends.job(item, command=text) for item, text in enumerate(commands)])
+        dispatcher.add([ends.job(item, text) for item, text in enumerate(commands)])
         while not mark.exists():
             os.sched_yield()
         for item in (0, 1, 77):
@@ -243,12 +246,12 @@ def test_commands_are_judged_by_what_they_printed_and_how_they_ended(
     with LocalNode() as node:
         dispatcher = Dispatcher(
             node,
-            request_of(memory="4GiB"),
+            request_of("4GiB"),
             setup=None,
             retry=RetryPolicy(max_attempts=2, retries=2),
             on_retry=lambda job, words: told.append((job.item, words)),
         )
-        dispatcher.add([ends.job(0, command=command)])
+        dispatcher.add([ends.job(0, command)])
         assert ends.all.wait(WAIT_SECONDS)
         dispatcher.close()
     outcome = ends.outcomes[0]
