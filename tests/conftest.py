@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ def short_folder() -> Path:
 def clean_environment() -> Iterator[None]:
     """Nothing that the caller's shell restricts or configures reaches a test."""
     folder = short_folder()
+    # Started in the background of a script, we would hand an ignored Ctrl-C on to every program.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name in RESTRICTIONS or (name.startswith("EXO_GPU_") and name not in KEPT):
