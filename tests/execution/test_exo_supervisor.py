@@ -109,6 +109,8 @@ async def test_a_task_streams_its_chunks_and_completes():
         ]
         assert "a" in runner.supervisor.completed
         await runner.sink.until(RunnerStatusUpdated(RunnerStatus.READY))
+        told = [one for one in runner.sink.events if isinstance(one, RunnerStatusUpdated)]
+        assert RunnerStatus.RUNNING in {one.runner_status for one in told}
 
 
 async def test_s1_a_process_that_exits_with_status_0_fails_its_task():

@@ -3,6 +3,7 @@
 import exo.gpu as gpu
 
 NAMES = [
+    "DONE_BEFORE",
     "BackendError",
     "Decision",
     "DeviceCapabilities",

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         NotNow,
         WorkerDied,
     )
+    from exo.gpu.vocabulary.job import DONE_BEFORE
     from exo.gpu.vocabulary.metrics import GPUMetrics
     from exo.gpu.vocabulary.request import Request
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 # Where each public name lives; a pair is (module, its name there).
 _HOMES: dict[str, str | tuple[str, str]] = {
     "BackendError": "vocabulary.errors",
+    "DONE_BEFORE": "vocabulary.job",
     "Decision": "vocabulary.decision",
     "DeviceCapabilities": "vocabulary.device",
     "DeviceClass": "vocabulary.device",
@@ -87,6 +89,7 @@ _HOMES: dict[str, str | tuple[str, str]] = {
 }
 
 __all__ = [
+    "DONE_BEFORE",
     "BackendError",
     "Decision",
     "DeviceCapabilities",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import itertools
+import os
 import queue
 import sys
 import weakref
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from exo.gpu.coordination.futures import GPUFuture, settler
 from exo.gpu.coordination.items import Function, Job
-from exo.gpu.coordination.map_items import items_of
 from exo.gpu.coordination.map_results import Done, MapResults, StreamedResults
 from exo.gpu.coordination.map_run import Mailbox, MapRun
 from exo.gpu.coordination.open_slots import OpenSlots
+from exo.gpu.coordination.recorded_run import begin_run
 from exo.gpu.coordination.slots import tell_left_out
 from exo.gpu.coordination.wishes import Wishes, request_of
 from exo.gpu.execution.payloads import dump, dump_function, dump_parcel
@@ -209,6 +210,8 @@ class GPUExecutor(Executor):
         timeout: float | None = None,
         chunksize: int | None = None,
         buffersize: int | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        resume: bool = False,
     ) -> MapResults[Result]:
         """Results of ``fn`` over the items, in order, for ``for`` and for ``async for``.
 
@@ -219,9 +222,14 @@ class GPUExecutor(Executor):
         it. ``timeout`` in seconds is for all results, from now on. ``chunksize`` fixes how many
         items a worker takes at once; by default each worker's speed decides.
 
+        ``journal`` is a file that is told of each chunk of items once ``fn`` has returned for
+        them. With ``resume`` an earlier run of the same items is gone on with: what succeeded
+        then is not done again, and :data:`~exo.gpu.DONE_BEFORE` stands for its result.
+
         Raises:
             ExecutorClosed: after shutdown.
             NotTransferable: when ``fn`` cannot be sent to a worker.
+            JournalError: when the journal cannot be written, is in use, or is of another map.
 
         """
         check_whole("chunksize", chunksize, low=1, optional=True)
@@ -230,7 +238,13 @@ class GPUExecutor(Executor):
             raise InvalidValue("iterables", iterables, "at least one to take items from")
         mailbox = Mailbox()
         run = self._run(
-            self._function(fn), iterables, mailbox, chunk=chunksize, buffersize=buffersize
+            self._function(fn),
+            iterables,
+            mailbox=mailbox,
+            journal=journal,
+            resume=resume,
+            chunk=chunksize,
+            buffersize=buffersize,
         )
         results: MapResults[Result] = MapResults(run, mailbox, timeout)
         run.pull()
@@ -238,16 +252,30 @@ class GPUExecutor(Executor):
         return results
 
     def stream(
-        self, fn: Callable[[Any], Result], items: Iterable[Any], *, buffersize: int | None = None
+        self,
+        fn: Callable[[Any], Result],
+        items: Iterable[Any],
+        *,
+        buffersize: int | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        resume: bool = False,
     ) -> StreamedResults[Result]:
         """Run ``fn`` over the items and yield each as it ends, with the device that did it.
 
         For ``for`` and for ``async for``. The first item that fails raises its exception here;
-        what has not been sent then never is. Items are read as :meth:`map` reads them.
+        what has not been sent then never is. Items are read, and with a ``journal`` recorded, as
+        by :meth:`map`; of those that were done before nothing comes.
         """
         check_whole("buffersize", buffersize, low=1, optional=True)
         mailbox = Mailbox()
-        run = self._run(self._function(fn), (items,), mailbox, buffersize=buffersize)
+        run = self._run(
+            self._function(fn),
+            (items,),
+            mailbox=mailbox,
+            journal=journal,
+            resume=resume,
+            buffersize=buffersize,
+        )
         run.pull()
         self._dispatcher.add([run])
         return StreamedResults([run], mailbox)
@@ -272,25 +300,10 @@ class GPUExecutor(Executor):
             NotTransferable: when the call cannot be sent to a worker.
 
         """
-        from exo.gpu.coordination.streaming import ChunkStream
+        from exo.gpu.coordination.streaming import start_stream
 
         self._check_open()
-        stream: ChunkStream[Result] = ChunkStream()
-        item = self._dispatcher.numbers.take()
-        empty: dict[str, Any] = {}
-        job = Job(
-            item=item,
-            begin=lambda: True,
-            end=stream.end,
-            payload=dump_parcel(
-                (fn, args, empty), f"the call of {getattr(fn, '__qualname__', fn)!r}"
-            ),
-            deadline_seconds=self._deadline_seconds,
-            on_chunk=stream.chunk,
-        )
-        stream.attach(lambda: self._dispatcher.cancel(item))
-        self._dispatcher.add([job])
-        return stream
+        return start_stream(self._dispatcher, fn, args, self._deadline_seconds)
 
     def map_distribution(
         self, fn: Callable[[Any], Result], distribution: Mapping[str, Sequence[Any]]
@@ -313,7 +326,8 @@ class GPUExecutor(Executor):
         function = self._function(fn)
         runs: list[MapRun] = []
         for device_id, items in distribution.items():
-            runs.append(self._run(function, (items,), mailbox, device_id=device_id, first=first))
+            options = {"mailbox": mailbox, "device_id": device_id, "first": first}
+            runs.append(self._run(function, (items,), **options))
             first += len(items)
         for run in runs:
             run.pull()
@@ -363,21 +377,17 @@ class GPUExecutor(Executor):
 
     def _function(self, fn: Callable[..., Any]) -> Function:
         self._check_open()
-        return Function(next(self._functions), dump_function(fn))
+        name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+        name = f"{getattr(fn, '__module__', '?')}.{name}"
+        return Function(next(self._functions), dump_function(fn), name)
 
     def _run(
-        self,
-        function: Function,
-        iterables: Sequence[Iterable[Any]],
-        mailbox: Mailbox,
-        **options: Any,
+        self, function: Function, iterables: Sequence[Iterable[Any]], **options: Any
     ) -> MapRun:
-        run = MapRun(
+        run = begin_run(
             function,
-            items_of(iterables),
-            is_single=len(iterables) == 1,
+            iterables,
             wake=self._dispatcher.nudge,
-            mailbox=mailbox,
             lanes=len(self.lanes),
             deadline_seconds=self._deadline_seconds,
             **options,

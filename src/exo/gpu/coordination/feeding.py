@@ -97,6 +97,7 @@ class Feeder:
         self._bound.clear()
         for run in self._runs:
             run.abandon(error)
+            run.let_go()
         self._runs.clear()
         return jobs
 

@@ -19,6 +19,8 @@ class Function(msgspec.Struct, frozen=True, eq=False):
 
     number: int
     payload: bytes | Parcel
+    name: str = ""
+    """With its module, for people and for the journal."""
 
 
 class Job(msgspec.Struct, eq=False):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Recording:
+class JobRecording:
     """A journal that is being written, and what it says so far; safe from several threads."""
 
     def __init__(self, journal: Journal, tally: JobTally, remarks: tuple[str, ...] = ()) -> None:
@@ -158,7 +158,7 @@ def begin_job(
     request: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
     sync: bool = False,
-) -> Recording:
+) -> JobRecording:
     """Begin a job's journal: in the user's folder of jobs, or at ``journal`` and linked there.
 
     Raises:
@@ -180,23 +180,21 @@ def begin_job(
         options=options or {},
     )
     folder = jobs_folder(environ)
-    remarks: tuple[str, ...] = ()
-    if journal is None:
-        opened = Journal(enrol(folder, job_id, None), sync=sync)
-    else:
-        opened = Journal(journal, sync=sync)
-        try:
-            enrol(folder, job_id, journal)
-        except JournalError as error:
-            remarks = (f"'exo-gpu jobs' will not list this job: {error}",)
-    tally = JobTally()
+    opened = Journal(enrol(folder, job_id, None) if journal is None else journal, sync=sync)
     try:
         opened.begin(header)
     except BaseException:
         opened.close()
         raise
+    remarks: tuple[str, ...] = ()
+    if journal is not None:
+        try:
+            enrol(folder, job_id, journal)
+        except JournalError as error:
+            remarks = (f"'exo-gpu jobs' will not list this job: {error}",)
+    tally = JobTally()
     tally.add(header)
-    return Recording(opened, tally, remarks)
+    return JobRecording(opened, tally, remarks)
 
 
 def record_map(
@@ -207,19 +205,19 @@ def record_map(
     total: int | None = None,
     resume: bool = False,
     sync: bool = False,
-) -> Recording:
+) -> JobRecording:
     """The journal of a Python map: begun anew, or with ``resume`` gone on with where it is there.
 
     ``function`` is the name by which the map is told from others. The map calls
-    :meth:`Recording.chunk_ended` for each chunk and :meth:`Recording.finish` at its end; what
-    ``Recording.has_succeeded`` knows need not be done again.
+    :meth:`JobRecording.chunk_ended` for each chunk and :meth:`JobRecording.finish` at its end; what
+    ``JobRecording.has_succeeded`` knows need not be done again.
 
     Raises:
         JournalError: when it cannot be written, is in use, or is that of another function.
 
     """
     if resume and journal.exists() and journal.stat().st_size:
-        return resume_job(journal, {"": function}, sync=sync)
+        return resume_job(journal, {"": function}, total=total, sync=sync)
     return begin_job(
         environ,
         kind=JobKind.MAP,
@@ -230,11 +228,14 @@ def record_map(
     )
 
 
-def resume_job(path: Path, templates: dict[str, str], *, sync: bool = False) -> Recording:
+def resume_job(
+    path: Path, templates: dict[str, str], *, total: int | None = None, sync: bool = False
+) -> JobRecording:
     """Go on with a job's journal; what was damaged in it is repaired and said in ``remarks``.
 
     Raises:
-        JournalError: when it is in use, no journal, or that of another command.
+        JournalError: when it is in use, no journal, or that of another command or, where a
+            ``total`` is given, of another number of items.
 
     """
     opened = Journal(path, sync=sync)
@@ -247,6 +248,11 @@ def resume_job(path: Path, templates: dict[str, str], *, sync: bool = False) -> 
             theirs, ours = (" / ".join(one.values()) for one in (begun.templates, templates))
             raise JournalError(
                 f"{path} is the journal of another command: {theirs!r}, not {ours!r}"
+            )
+        if None not in (total, begun.total) and begun.total != total:
+            raise JournalError(
+                f"{path} is the journal of {begun.total} items, and there are {total} now: which "
+                "of them are done is not known"
             )
         remarks: list[str] = []
         if found.tail_bytes:
@@ -265,7 +271,7 @@ def resume_job(path: Path, templates: dict[str, str], *, sync: bool = False) -> 
     except BaseException:
         opened.close()
         raise
-    return Recording(opened, found.tally, tuple(remarks))
+    return JobRecording(opened, found.tally, tuple(remarks))
 
 
 def find_job(environ: Mapping[str, str], templates: dict[str, str], name: str = "") -> Path:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from exo.gpu.coordination.executor import GPUExecutor
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable
 
 Result = TypeVar("Result")
@@ -16,11 +17,14 @@ def map_items(
     function: Callable[..., Result],
     *iterables: Iterable[Any],
     memory: str | int | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     **options: Any,
 ) -> list[Result]:
     """Results of a function over items, in order, computed on the devices that suit it.
 
-    ``options`` are those of :class:`GPUExecutor`; ``memory`` is what one worker needs.
+    ``options`` are those of :class:`GPUExecutor`; ``memory`` is what one worker needs. A
+    ``journal`` is kept and gone on with as by :meth:`GPUExecutor.map`.
 
     Raises:
         NeverAvailable: when no device here can ever satisfy it.
@@ -29,4 +33,4 @@ def map_items(
 
     """
     with GPUExecutor(memory=memory, **options) as executor:
-        return list(executor.map(function, *iterables))
+        return list(executor.map(function, *iterables, journal=journal, resume=resume))

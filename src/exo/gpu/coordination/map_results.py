@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
 from exo.gpu.execution.packing import unpack_all
 from exo.gpu.vocabulary.errors import NotTransferable
+from exo.gpu.vocabulary.job import DONE_BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -130,7 +132,8 @@ class MapResults(Results[Result]):
 
     In a coroutine of asyncio or Trio, ``async for`` reads them and lets other tasks go on. What
     an item raised is raised in its place, and nothing comes after it. Once reading has begun,
-    dropping this object cancels what has not been sent.
+    dropping this object cancels what has not been sent. In the place of an item that was not run,
+    because a journal says that it is done, stands :data:`~exo.gpu.DONE_BEFORE`.
     """
 
     def __init__(self, run: MapRun, mailbox: Mailbox, timeout_seconds: float | None = None) -> None:
@@ -199,6 +202,8 @@ def results_of(ended: Ended) -> Iterable[Any]:
     """
     if ended.error is not None:
         raise ended.error
+    if ended.skipped:
+        return repeat(DONE_BEFORE, ended.count)
     assert ended.batch is not None
     if ended.batch.plain is not None:
         return unpack_all(ended.batch)
@@ -214,6 +219,8 @@ def _unpacked(ended: Ended) -> Iterator[Any]:
 
 
 def _done_of(ended: Ended) -> Iterator[Done[Any]]:
+    if ended.skipped:
+        return
     for number, result in enumerate(results_of(ended)):
         slot, device_id = ended.lane if ended.lane is not None else (-1, "")
         if ended.successes is not None:

@@ -49,6 +49,8 @@ class Ended(msgspec.Struct, frozen=True):
     """Of the first item in ``successes``."""
     outcome: Outcome | None = None
     """Of one that was sent alone."""
+    skipped: bool = False
+    """They were not run: a journal says that they are done."""
 
 
 class Cut(NamedTuple):
@@ -137,6 +139,7 @@ class MapRun:
         self._hungry = False
         self._asked = False
         self._dropped = False
+        self._unended = 0  # of those that were cut
         self.broken: BaseException | None = None
         """Why the items that have not ended never will."""
 
@@ -159,24 +162,29 @@ class MapRun:
 
     def cut(self, limit: int, slot_id: int) -> Cut | None:
         """The next items, ``limit`` at most; None where none can be had now."""
-        with self._news:
-            limit = self._bounded(limit)
-            places, values = self._take(limit)
-            self._hungry = not places
+        while True:
+            with self._news:
+                places, values = self._take(self._bounded(limit))
+                self._hungry = not places
+                if places:
+                    self._sizes[slot_id] = len(places)
             if not places:
+                self._settle()
                 return None
-            self._sizes[slot_id] = len(places)
-        places, values, batch = self._pack(places, values)
-        if not places:
-            return self.cut(limit, slot_id)
-        with self._news:
-            self._bytes += batch.size_bytes
-            self._measured += len(places)
-        return Cut(places, values, batch)
+            places, values = self._undone(places, values)
+            places, values, batch = self._pack(places, values)
+            if not places:
+                continue
+            with self._news:
+                self._bytes += batch.size_bytes
+                self._measured += len(places)
+                self._unended += len(places)
+            return Cut(places, values, batch)
 
     def give_back(self, places: Sequence[int], values: Sequence[Any]) -> None:
         """Items of a span that never began: they are cut again, first of all."""
         with self._news:
+            self._unended -= len(places)
             self._returned.extendleft(reversed(list(zip(places, values, strict=True))))
 
     def succeeded(self, places: Sequence[int], run: Successes, lane: tuple[int, str]) -> None:
@@ -189,7 +197,7 @@ class MapRun:
                 Ended(self, one, 1, _one_of(run, number), lane=lane, successes=run, place=number)
                 for number, one in enumerate(places)
             ]
-        self._put(rows, size)
+        self._put(rows, size, ended=count)
 
     def ender(self, place: int) -> Callable[[Outcome, Job], None]:
         """What is told the end of an item that goes, or went, alone."""
@@ -205,7 +213,7 @@ class MapRun:
             last = job.attempts[-1] if job.attempts else None
             lane = (last.slot, last.device_id) if last is not None else None
             size = batch.size_bytes if batch is not None else 0
-            self._put([Ended(self, place, 1, batch, error, lane, outcome=outcome)], size)
+            self._put([Ended(self, place, 1, batch, error, lane, outcome=outcome)], size, ended=1)
 
         return end
 
@@ -214,7 +222,11 @@ class MapRun:
         with self._news:
             self._dropped = True
             self.broken = self.broken or error
+        self._settle()
         self._mailbox.tell()
+
+    def let_go(self) -> None:
+        """Nobody will tell of what was cut and has not ended."""
 
     # For the reader.
 
@@ -237,6 +249,7 @@ class MapRun:
             self._ready.extend(taken)
             self._pulled += len(taken)
             self._hungry = False
+        self._settle()
         self._wake()
         return True
 
@@ -270,6 +283,7 @@ class MapRun:
         """Nobody reads on: what has not been sent never is."""
         with self._news:
             self._dropped = True
+        self._settle()
         self._wake()
 
     def pump(self) -> None:
@@ -339,15 +353,29 @@ class MapRun:
             try:
                 good.append((place, value, _pack_item(value)))
             except NotTransferable as error:
-                self._put([Ended(self, place, 1, None, error)], 0)
+                self._not_sent(place, error)
         batch = Batch(len(good), parcels=tuple(parcel for _, _, parcel in good))
         return [place for place, _, _ in good], [value for _, value, _ in good], batch
 
-    def _put(self, rows: list[Ended], size: int) -> None:
+    def _put(self, rows: list[Ended], size: int, *, ended: int = 0) -> None:
+        """Leave rows for the reader; with ``ended``, so many of the items that were cut."""
         with self._news:
             self._mailbox.ended.extend(rows)
             self._bytes += size
+            self._unended -= ended
+        self._settle()
         self._mailbox.tell()
+
+    def _not_sent(self, place: int, error: NotTransferable) -> None:
+        """An item cannot be given to a worker."""
+        self._put([Ended(self, place, 1, None, error)], 0)
+
+    def _undone(self, places: Sequence[int], values: list[Any]) -> tuple[Sequence[int], list[Any]]:
+        """Those of the items that are to be done: all of them."""
+        return places, values
+
+    def _settle(self) -> None:
+        """Something has ended, or it is known now where the items end."""
 
 
 def _pack_item(value: Any) -> Parcel:

@@ -7,13 +7,14 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from exo.gpu.execution.payloads import error_of, load_result
+from exo.gpu.coordination.items import Job
+from exo.gpu.execution.payloads import dump_parcel, error_of, load_result
 from exo.gpu.vocabulary.job import Attempt, Ending, Outcome, SlotChunk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-    from exo.gpu.coordination.items import Job
+    from exo.gpu.coordination.dispatcher import Dispatcher
 
 Chunk = TypeVar("Chunk")
 
@@ -101,3 +102,33 @@ class ChunkStream(Generic[Chunk]):
         if arrived.ending is not Ending.SUCCEEDED:
             raise error_of(arrived)
         return None
+
+
+def start_stream(
+    dispatcher: Dispatcher,
+    fn: Callable[..., Iterable[Chunk]],
+    args: tuple[Any, ...],
+    deadline_seconds: float | None,
+) -> ChunkStream[Chunk]:
+    """Send a generator function; it may take so long until it has yielded everything.
+
+    Raises:
+        ExecutorClosed: when the dispatcher has ended.
+        NotTransferable: when the call cannot be sent to a worker.
+
+    """
+    stream: ChunkStream[Chunk] = ChunkStream()
+    item = dispatcher.numbers.take()
+    no_names: dict[str, Any] = {}
+    what = f"the call of {getattr(fn, '__qualname__', fn)!r}"
+    job = Job(
+        item=item,
+        begin=lambda: True,
+        end=stream.end,
+        payload=dump_parcel((fn, args, no_names), what),
+        deadline_seconds=deadline_seconds,
+        on_chunk=stream.chunk,
+    )
+    stream.attach(lambda: dispatcher.cancel(item))
+    dispatcher.add([job])
+    return stream

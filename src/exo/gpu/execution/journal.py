@@ -150,8 +150,17 @@ class Journal:
         self.close()
 
     def begin(self, header: JobBegun) -> None:
-        """Start anew with this job; what the file held before is gone."""
-        os.ftruncate(self._descriptor, 0)
+        """Start anew with this job; what the file held before is gone.
+
+        Raises:
+            JournalError: when it cannot be written.
+
+        """
+        try:
+            os.ftruncate(self._descriptor, 0)
+        except OSError as error:
+            problem = f"no journal can be kept at {self.path}: {error.strerror}"
+            raise JournalError(problem) from error
         self._size = 0
         self.write(header)
 

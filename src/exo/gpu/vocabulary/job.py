@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
-from typing import Protocol
+from enum import Enum, StrEnum
+from typing import Final, Protocol
 
 import msgspec
 
@@ -46,6 +46,20 @@ class Cause(StrEnum):
     """The process was ended on account of another item that was sent with this one."""
     NOT_STARTED = "not_started"
     """No process could be started for it."""
+
+
+class Skipped(Enum):
+    """What stands in the place of a result that there is not."""
+
+    DONE_BEFORE = "done before"
+
+    def __repr__(self) -> str:
+        """The public name."""
+        return f"exo.gpu.{self.name}"
+
+
+DONE_BEFORE: Final = Skipped.DONE_BEFORE
+"""In the results of a map with a journal: the item was done by an earlier run, and not again."""
 
 
 class SlotState(StrEnum):

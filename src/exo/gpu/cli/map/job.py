@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from exo.gpu.cli.map.sources import Items
     from exo.gpu.cli.map.templates import Templates
     from exo.gpu.coordination.commands import Command, CommandDone, CommandRun
-    from exo.gpu.coordination.job_recording import Recording
+    from exo.gpu.coordination.job_recording import JobRecording
     from exo.gpu.vocabulary.request import Request
 
 
@@ -55,7 +55,7 @@ class MapJob:
         self._templates = templates
         self._items = items
         self._settings = settings
-        self._recording: Recording | None = None
+        self._recording: JobRecording | None = None
         self._skipped = 0
         self._changed = 0
         self._halted = False

@@ -13,7 +13,7 @@ from exo.gpu.vocabulary.journal import JobKind, JobTally
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exo.gpu.coordination.job_recording import Recording
+    from exo.gpu.coordination.job_recording import JobRecording
 
 
 def journal_beside(joblog: Path) -> Path:
@@ -29,7 +29,7 @@ def open_recording(
     name: str,
     sync: bool,
     **facts: Any,
-) -> Recording | None:
+) -> JobRecording | None:
     """Begin a journal, or go on with one; None where none can be kept and nobody asked for one.
 
     ``facts`` are what else the journal says of the job.
