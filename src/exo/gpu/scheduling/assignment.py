@@ -1,4 +1,4 @@
-"""The least makespan on unlike devices: heuristics, a proven bound, and a search between the two."""
+"""The least makespan on unlike devices: heuristics, a proven bound, and a search between them."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ def assign(
     to count them by it stops then, else after ``rounds``, and the same lots give the same answer.
     """
     items, devices = costs.shape
-    room = np.full(devices, items) if room is None else np.minimum(room, items)
-    ready = np.zeros(devices) if ready is None else ready
+    most: Places = np.full(devices, items) if room is None else np.minimum(room, items)
+    begun: Row = np.zeros(devices) if ready is None else ready
     budget = _Budget(seconds, clock, rounds)
-    name, places = _best_heuristic(costs, room, ready)
+    name, places = _best_heuristic(costs, most, begun)
     placed = np.flatnonzero(places != NOWHERE)
     if placed.size:
-        found = _Problem(costs[placed], room, ready, budget, lots or fixed_lots())
+        found = _Problem(costs[placed], most, begun, budget, lots or fixed_lots())
         name, places[placed], bound = found.solve(name, places[placed], solver=solver)
     else:
-        bound = float(ready.max(initial=0.0))
-    loads = loads_of(costs, places, ready)
+        bound = float(begun.max(initial=0.0))
+    loads = loads_of(costs, places, begun)
     makespan = float(loads.max(initial=0.0))
     return Assignment(places, tuple(loads.tolist()), makespan, min(bound, makespan), name)
 
@@ -126,7 +126,9 @@ class _Problem:
         search = Search(self.costs, self.ready, self.room, relaxed, self.draw)
         search.start([places], self.budget.over())
         solver = solver and exact.is_here()
-        search.improve(self._rounds(2 if solver else 1), self.budget.over(_SEARCHED if solver else 1))
+        search.improve(
+            self._rounds(2 if solver else 1), self.budget.over(_SEARCHED if solver else 1)
+        )
         name = self._name(search, makespan, name, "local search")
         if solver and search.gap > _MET:
             before = search.gap

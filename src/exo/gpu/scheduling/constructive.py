@@ -37,32 +37,30 @@ def longest_processing_time(costs: Matrix, room: Places, ready: Row) -> Places:
 
 def min_min(costs: Matrix, room: Places, ready: Row) -> Places:
     """Again and again the item that can end first of all, where it does."""
-    ends, left = _ends(costs, room, ready), room.copy()
-    places = np.full(len(costs), NOWHERE, dtype=np.int64)
+    filling = _Filling(costs, room, ready)
     for _ in range(len(costs)):
-        device, item = divmod(int(ends.argmin()), len(costs))
-        if ends[device, item] == np.inf:
+        device, item = divmod(int(filling.ends.argmin()), len(costs))
+        if filling.ends[device, item] == np.inf:
             break
-        _put(costs, ends, left, places, item, device)
-    return places
+        filling.put(item, device)
+    return filling.places
 
 
 def sufferage(costs: Matrix, room: Places, ready: Row) -> Places:
     """Again and again the item that would lose most by its second best device, on its best."""
-    ends, left = _ends(costs, room, ready), room.copy()
-    places = np.full(len(costs), NOWHERE, dtype=np.int64)
+    filling = _Filling(costs, room, ready)
     best = np.zeros((2, len(costs)), dtype=np.int64)
     loss = np.empty(len(costs))
     stale = np.arange(len(costs))
     while True:
-        best[:, stale], loss[stale] = _two_best(ends[:, stale])
+        best[:, stale], loss[stale] = _two_best(filling.ends[:, stale])
         item = int(loss.argmax())
         if loss[item] == -np.inf:
-            return places
+            return filling.places
         device = int(best[0, item])
-        _put(costs, ends, left, places, item, device)
+        filling.put(item, device)
         loss[item] = -np.inf
-        stale = np.flatnonzero((best == device).any(axis=0) & (places == NOWHERE))
+        stale = np.flatnonzero((best == device).any(axis=0) & (filling.places == NOWHERE))
 
 
 HEURISTICS: dict[str, Heuristic] = {
@@ -117,23 +115,25 @@ def _in_order(costs: Matrix, room: Places, ready: Row, order: Iterable[int]) -> 
     return places
 
 
-def _ends(costs: Matrix, room: Places, ready: Row) -> Matrix:
-    # By device, since a row is what changes when a device takes an item.
-    return costs.T + np.where(room > 0, ready, np.inf)[:, None]
+class _Filling:
+    """When each item would end on each device, by device: a row changes when it takes one."""
 
+    def __init__(self, costs: Matrix, room: Places, ready: Row) -> None:
+        self.costs, self.left = costs, room.copy()
+        self.ends = costs.T + np.where(room > 0, ready, np.inf)[:, None]
+        self.places = np.full(len(costs), NOWHERE, dtype=np.int64)
 
-def _put(
-    costs: Matrix, ends: Matrix, left: Places, places: Places, item: int, device: int
-) -> None:
-    places[item] = device
-    left[device] -= 1
-    ends[:, item] = np.inf
-    ends[device] += costs[item, device] if left[device] else np.inf
+    def put(self, item: int, device: int) -> None:
+        """Give an item to a device."""
+        self.places[item] = device
+        self.left[device] -= 1
+        self.ends[:, item] = np.inf
+        self.ends[device] += self.costs[item, device] if self.left[device] else np.inf
 
 
 def _two_best(ends: Matrix) -> tuple[Places, Row]:
     """The best and the second best device of each item, and what the second would lose."""
-    items = np.arange(ends.shape[1])
+    items = np.arange(ends.shape[1], dtype=np.int64)
     first = ends.argmin(axis=0)
     best = ends[first, items]
     others = ends.copy()
@@ -148,15 +148,19 @@ def _chain(
     costs: Matrix, places: Places, free: NDArray[np.bool_], item: int
 ) -> tuple[int, dict[int, tuple[int, int]]]:
     """A free device that a chain of moves reaches, and by which move each device was reached."""
-    reached = {device: (item, NOWHERE) for device in np.flatnonzero(np.isfinite(costs[item])).tolist()}
+    reached: dict[int, tuple[int, int]] = dict.fromkeys(_fitting(costs[item]), (item, NOWHERE))
     line = deque(reached)
     while line:
         device = line.popleft()
         if free[device]:
             return device, reached
         there = np.flatnonzero(places == device)
-        for target in np.flatnonzero(np.isfinite(costs[there]).any(axis=0)).tolist():
+        for target in _fitting(costs[there].min(axis=0, initial=np.inf)):
             if target not in reached:
                 reached[target] = (int(there[costs[there, target].argmin()]), device)
                 line.append(target)
     return NOWHERE, reached
+
+
+def _fitting(costs: Row) -> list[int]:
+    return [int(device) for device in np.flatnonzero(np.isfinite(costs))]

@@ -7,7 +7,7 @@ matrix; nothing here knows where speeds and sizes were measured.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
@@ -28,7 +28,7 @@ _CELL = f"a number of seconds within 0..{_LARGEST_SECONDS:g}, or infinity where 
 
 
 class Road(msgspec.Struct, frozen=True):
-    """A way that data take: ``bandwidth_gbps`` in GB/s (10**9 bytes), as measured, and its delay."""
+    """A way that data take: its measured ``bandwidth_gbps``, in GB/s (10**9 bytes), and delay."""
 
     bandwidth_gbps: float
     latency_seconds: float = 0.0
@@ -80,7 +80,7 @@ def uniform_costs(work: Sequence[float], speeds: Sequence[float]) -> Matrix:
         InvalidValue: for work or a speed that is negative, NaN or infinite.
 
     """
-    amounts, rates = _numbers("work", work), _numbers("speeds", speeds)
+    amounts, rates = check_row("work", work), check_row("speeds", speeds)
     with np.errstate(divide="ignore", invalid="ignore"):
         matrix = amounts[:, None] / rates[None, :]
     matrix[:, rates == 0] = np.inf
@@ -109,7 +109,7 @@ def with_transfers(
     """
     matrix = check_costs(costs)
     items, devices = matrix.shape
-    sizes = _numbers("item_bytes", item_bytes, items)
+    sizes = check_row("item_bytes", item_bytes, items)
     _check_length("roads", roads, devices)
     for column, ways in enumerate(roads):
         for way in ways:
@@ -143,8 +143,8 @@ def memory_shares(
         InvalidValue: for sizes that are negative, NaN or infinite, or slots below 1.
 
     """
-    needs, sizes = _numbers("item_bytes", item_bytes), _numbers("device_bytes", device_bytes)
-    counts = np.ones(len(sizes)) if slots is None else _numbers("slots", slots, len(sizes))
+    needs, sizes = check_row("item_bytes", item_bytes), check_row("device_bytes", device_bytes)
+    counts = np.ones(len(sizes)) if slots is None else check_row("slots", slots, len(sizes))
     if (counts < 1).any():
         raise InvalidValue("slots", list(counts), "at least 1 for every device")
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -158,12 +158,19 @@ def _seconds(road: Road, sizes: Row) -> Row:
 
 
 def _is_rows(costs: Any) -> bool:
-    return isinstance(costs, Sequence) and all(
-        isinstance(row, (Sequence, np.ndarray)) and not isinstance(row, str) for row in costs
-    )
+    if not isinstance(costs, Sequence):
+        return False
+    rows = cast("Sequence[Any]", costs)
+    return all(isinstance(row, (Sequence, np.ndarray)) and not isinstance(row, str) for row in rows)
 
 
-def _numbers(field: str, values: Sequence[float], length: int | None = None) -> Row:
+def check_row(field: str, values: Sequence[float], length: int | None = None) -> Row:
+    """Numbers of at least 0 as floats, ``length`` of them where that is given.
+
+    Raises:
+        InvalidValue: naming the field and the place of what is none.
+
+    """
     try:
         numbers = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -80,7 +80,7 @@ def solve(
 
 
 class _Model:
-    """The program: a column for each open place of an item with a choice, and one for the makespan."""
+    """The program: columns for the open places of items with a choice, and for the makespan."""
 
     def __init__(
         self, costs: Matrix, ready: Row, room: Places, open_: NDArray[np.bool_], most: float
@@ -112,7 +112,9 @@ class _Model:
         one_each = np.ones(len(self.free))
         nothing = np.full(devices + len(self.limited), -infinite)
         program.row_lower_ = np.concatenate([one_each, nothing])
-        program.row_upper_ = np.concatenate([one_each, -self.base, self.room[self.limited]])
+        program.row_upper_ = np.concatenate(
+            [one_each, -self.base, self.room[self.limited].astype(np.float64)]
+        )
         starts, indices, values = self._entries()
         program.a_matrix_.format_ = highspy.MatrixFormat.kColwise
         program.a_matrix_.start_ = starts

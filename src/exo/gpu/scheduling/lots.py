@@ -28,6 +28,7 @@ def fixed_lots(seed: int = 0) -> Lots:
             state = state + np.uint64(count) * np.uint64(0x9E3779B97F4A7C15)
             mixed = (steps ^ (steps >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+        whole = (mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)
+        return whole.astype(np.float64) * 2.0**-53
 
     return draw

@@ -65,9 +65,7 @@ class Neighbourhood:
             np.sort(np.argpartition(self.waste[:, device], size - 1)[:size])
             for device in range(devices)
         ]
-        self.offered_costs = [
-            costs[offered, device] for device, offered in enumerate(self.offered)
-        ]
+        self.offered_costs = [costs[offered, device] for device, offered in enumerate(self.offered)]
         self.other_items, self.other_places = self.cheapest(items)
         self.other_costs = costs[self.other_items, self.other_places]
         self.other_worth = worth[self.other_items, self.other_places]

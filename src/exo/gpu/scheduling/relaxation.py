@@ -1,4 +1,4 @@
-"""The linear relaxation of an assignment: a proven lower bound, and what each device's time is worth.
+"""The linear relaxation of an assignment: a proven lower bound, and the worth of devices' time.
 
 Items may be cut in pieces here, which makes the least makespan a linear program:
 
@@ -130,7 +130,11 @@ class _InteriorPoint:
             centre - slack * weights - ahead.slack * ahead.weights,
         )
         here, there = (_SHORT_OF_WALL * length for length in self._lengths(move))
-        if not np.isfinite(move.makespan) or not np.isfinite(here * there) or max(here, there) < 1e-9:
+        if (
+            not np.isfinite(move.makespan)
+            or not np.isfinite(here * there)
+            or max(here, there) < 1e-9
+        ):
             return False
         self.parts = parts + here * move.parts
         self.slack = slack + here * move.slack
