@@ -67,8 +67,12 @@ def assign(
     to count them by it stops then, else after ``rounds``, and the same lots give the same answer.
     """
     items, devices = costs.shape
-    most: Places = np.full(devices, items) if room is None else np.minimum(room, items)
-    begun: Row = np.zeros(devices) if ready is None else ready
+    most = np.full(devices, items, dtype=np.int64)
+    if room is not None:
+        most = np.minimum(room, most)
+    begun = np.zeros(devices, dtype=np.float64)
+    if ready is not None:
+        begun = ready
     budget = _Budget(seconds, clock, rounds)
     name, places = _best_heuristic(costs, most, begun)
     placed = np.flatnonzero(places != NOWHERE)
@@ -124,24 +128,31 @@ class _Problem:
         if makespan <= bound * (1 + _MET) or relaxed.bound <= 0:
             return name, places, bound
         search = Search(self.costs, self.ready, self.room, relaxed, self.draw)
-        search.start([places], self.budget.over())
-        solver = solver and exact.is_here()
-        search.improve(
-            self._rounds(2 if solver else 1), self.budget.over(_SEARCHED if solver else 1)
-        )
-        name = self._name(search, makespan, name, "local search")
-        if solver and search.gap > _MET:
-            before = search.gap
-            bound = max(bound, relaxed.bound * self._ask(search))
-            if search.gap < before:
-                name = "restricted MILP"
-            before = search.gap
-            search.improve(self._rounds(2), self._finished(search, bound / relaxed.bound))
-            name = "local search" if search.gap < before else name
+        found, proven = self._search(search, places, bound / relaxed.bound, solver=solver)
         best = search.best
         if best is not None and loads_of(self.costs, best.places, self.ready).max() < makespan:
-            places = best.places
-        return name, places, bound
+            name, places = found, best.places
+        return name, places, max(bound, proven * relaxed.bound)
+
+    def _search(
+        self, search: Search, places: Places, least: float, *, solver: bool
+    ) -> tuple[str, float]:
+        """Search, ask the solver, search on; what found the best, and the bound that was proven.
+
+        ``least`` and what is proven are in multiples of the relaxation's bound.
+        """
+        solver = solver and exact.is_here()
+        share, rounds = (_SEARCHED, self._rounds(2)) if solver else (1.0, self._rounds(1))
+        search.start([places], self._finished(search, least, 1.0))
+        search.improve(rounds, self._finished(search, least, share))
+        if not solver or self._finished(search, least, 1.0)():
+            return "local search", least
+        before = search.gap
+        least = max(least, self._ask(search))
+        name = "restricted MILP" if search.gap < before else "local search"
+        before = search.gap
+        search.improve(rounds, self._finished(search, least, 1.0))
+        return ("local search" if search.gap < before else name), least
 
     def _simple_bound(self) -> float:
         """No item ends before its cheapest cost on a device that is ready, and none is negative."""
@@ -150,15 +161,10 @@ class _Problem:
     def _rounds(self, parts: int) -> int | None:
         return None if self.budget.rounds is None else self.budget.rounds // parts
 
-    def _finished(self, search: Search, least: float) -> Callable[[], bool]:
-        over = self.budget.over()
+    def _finished(self, search: Search, least: float, part: float) -> Callable[[], bool]:
+        """A question: is this part of the time gone, or the bound met?"""
+        over = self.budget.over(part)
         return lambda: over() or search.gap + 1 <= least * (1 + _MET)
-
-    def _name(self, search: Search, makespan: float, before: str, name: str) -> str:
-        best = search.best
-        assert best is not None
-        better = loads_of(self.costs, best.places, self.ready).max() < makespan
-        return name if better else before
 
     def _ask(self, search: Search) -> float:
         """Let the solver try; what it proves, in multiples of the relaxation's bound."""

@@ -68,6 +68,19 @@ class Distribution(Mapping[str, list[Item]], Generic[Item]):
             return 0.0
         return self.makespan / self.bound - 1 if self.bound > 0 else None
 
+    def among(self, devices: Iterable[str], reasons: Iterable[str]) -> Distribution[Item]:
+        """The same among these devices, of which those that are new get nothing, with reasons."""
+        return Distribution(
+            {device_id: self._assigned.get(device_id, []) for device_id in devices},
+            self.unassigned,
+            (*self.reasons, *reasons),
+            loads=self.loads,
+            makespan=self.makespan,
+            bound=self.bound,
+            places=self.places,
+            method=self.method,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """``assigned``, ``unassigned`` and ``reasons`` as plain containers; by cost, more."""
         known = {

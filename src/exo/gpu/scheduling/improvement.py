@@ -98,8 +98,8 @@ class Search:
         lots = self.draw(1 + _MOST_DISTURBED)
         count = 1 + int(lots[0] * _MOST_DISTURBED)
         drawn = lots[1 : 1 + count] * self.cumulated_weights[-1]
-        picks: Places = np.searchsorted(self.cumulated_weights, drawn, side="right")
-        for pick in picks:
+        for lot in drawn:
+            pick = int(self.cumulated_weights.searchsorted(lot, side="right"))
             item, device = int(self.items[pick]), int(self.places[pick])
             before = int(standing.places[item])
             if device == before:

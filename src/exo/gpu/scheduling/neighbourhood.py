@@ -93,6 +93,8 @@ class Neighbourhood:
     def _exchange(self, standing: Standing) -> bool:
         """Swap an item of the last device for another, or move it away."""
         last, limit, leaving = self._leaving(standing, len(self.offered[0]))
+        if not leaving.size:
+            return False
         loads, weights = standing.loads, self.weights
         rows = self.costs[leaving]
         without = loads[last] - rows[:, last]

@@ -63,16 +63,7 @@ def distribute(
         shares = {one: 0 if one in reasons else weights[one] for one in devices}
         split = distributor.distribute_by_capacity(shares, tasks, terms.max_per_device)
     excluded = [f"{one} takes no part: {reasons[one]}" for one in devices if one in reasons]
-    return Distribution(
-        split,
-        split.unassigned,
-        (*split.reasons, *excluded),
-        loads=split.loads,
-        makespan=split.makespan,
-        bound=split.bound,
-        places=split.places,
-        method=split.method,
-    )
+    return split.among(devices, excluded)
 
 
 def _by_cost(
@@ -99,18 +90,7 @@ def _by_cost(
     split = distributor.distribute_by_cost(
         taking, None, tasks, maxima, seconds=terms.seconds, clock=terms.clock
     )
-    everyone = {name: list(split.get(name, ())) for name in devices}
-    whole = Distribution(
-        everyone,
-        split.unassigned,
-        split.reasons,
-        loads=split.loads,
-        makespan=split.makespan,
-        bound=split.bound,
-        places=split.places,
-        method=split.method,
-    )
-    return whole, reasons
+    return split, reasons
 
 
 def _columns(devices: list[str], count: int, costs: Any) -> dict[str, list[float]]:
