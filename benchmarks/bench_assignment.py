@@ -37,9 +37,7 @@ def main() -> int:
     assign(made["i_lolo generated"], seconds=0.2, clock=time.perf_counter)  # loads HiGHS
     results, solutions = [], {}
     for label, instances in (("HCSP", published), ("generated", made)):
-        rows = {
-            name: Measured(costs, options.seconds, options) for name, costs in instances.items()
-        }
+        rows = {name: Measured(costs, options.seconds) for name, costs in instances.items()}
         solutions |= {name: row.places for name, row in rows.items()}
         results += of_group(label, rows, options)
         for name, row in rows.items():
@@ -70,7 +68,7 @@ def arguments() -> argparse.Namespace:
 class Measured:
     """One instance: ours with and without the solver, and the peers, each as a gap in percent."""
 
-    def __init__(self, costs: np.ndarray, seconds: float, options: argparse.Namespace) -> None:
+    def __init__(self, costs: np.ndarray, seconds: float) -> None:
         room, ready = np.full(costs.shape[1], len(costs)), np.zeros(costs.shape[1])
         allowed = seconds - MARGIN_SECONDS
         self.makespans, self.seconds = {}, {}

@@ -43,7 +43,7 @@ def read(path: Path) -> NDArray[np.float64]:
 
 
 def generate(name: str, items: int, devices: int, seed: int) -> NDArray[np.float64]:
-    """One of :data:`CLASSES`: consistent (c), inconsistent (i), semi-consistent (s), item, device."""
+    """One of :data:`CLASSES`: consistent, inconsistent or semi-consistent; item, device."""
     kind, ranges = name.split("_")
     lots = np.random.default_rng([seed, CLASSES.index(name)])
     sizes = lots.uniform(1, ITEM_RANGE[ranges[:2]], items)
