@@ -1,7 +1,7 @@
 """What a plan is worth when the costs turn out otherwise: lognormal noise after planning.
 
-The clairvoyant bound knows the true costs from the start. A plan sees a true cost only once
-the item is done. Noise comes in two kinds: of an item, the same on every device, as where its size was
+The clairvoyant bound knows the true costs from the start. A plan sees a true cost only once the
+item is done. Noise comes in two kinds: of an item, the same on every device, as where its size was
 guessed wrong; and of each item on each device anew. With the second the clairvoyant also picks for
 each item a device on which it happens to be cheap, which nobody can who learns that afterwards; so
 the best plan in expectation stands beside ours there.

