@@ -32,6 +32,8 @@ _SOLVED = 0.3
 _GREEDY_LIMIT = 2e9
 """Items x items x devices above which min-min and sufferage would take longer than seconds."""
 _MET = 1e-9
+_NEAR = 1e-5
+"""A gap below which more search is of no use to anyone; HiGHS solves to a tenth of that."""
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -164,7 +166,7 @@ class _Problem:
     def _finished(self, search: Search, least: float, part: float) -> Callable[[], bool]:
         """A question: is this part of the time gone, or the bound met?"""
         over = self.budget.over(part)
-        return lambda: over() or search.gap + 1 <= least * (1 + _MET)
+        return lambda: over() or search.gap + 1 <= least * (1 + _NEAR)
 
     def _ask(self, search: Search) -> float:
         """Let the solver try; what it proves, in multiples of the relaxation's bound."""

@@ -171,7 +171,7 @@ def _levelled(devices: Devices, shares: Matrix, effort: Effort) -> tuple[Assignm
         return float((ready[at] + devices.costs[placed, at]).max(initial=0.0))
 
     found, makespan = tried(np.inf)
-    fitting = np.where(np.isfinite(shares), devices.costs, np.inf).min(axis=1, initial=np.inf)
+    fitting = np.min(np.where(np.isfinite(shares), devices.costs, np.inf), axis=1, initial=np.inf)
     placed = fitting[found.places != NOWHERE]
     least = float(placed.max(initial=0.0))
     if makespan > max(found.makespan, least):
