@@ -295,6 +295,55 @@ class TestDistribution:
             "cuda:2 takes no part: no capacity was given for it",
         )
 
+    def test_by_cost_from_a_matrix_or_by_device(self, three):
+        """The same result type, which then also knows makespan, bound and loads."""
+        matrix = [[1, 2, 9], [2, 1, 9], [9, 9, 1]]
+        split = three.distribute_workload("abc", "cost", costs=matrix)
+        assert split == {"cuda:0": ["a"], "cuda:1": ["b"], "cuda:2": ["c"]}
+        assert (split.makespan, split.bound, split.gap) == (1.0, 1.0, 0.0)
+        columns = {"cuda:0": [1, 2, 9], "cuda:2": [9, 9, 1]}
+        split = three.distribute_workload("abc", "cost", costs=columns, seconds=5.0)
+        assert split == {"cuda:0": ["a", "b"], "cuda:1": [], "cuda:2": ["c"]}
+        assert split.reasons == ("cuda:1 takes no part: no costs were given for it",)
+
+    def test_by_cost_keeps_maxima_and_says_what_fits_nowhere(self, three):
+        costs = [[1, float("inf"), float("inf")]] * 3
+        split = three.distribute_workload("abc", "cost", costs=costs, max_per_device={"cuda:0": 2})
+        assert (split["cuda:0"], split.unassigned) == (["a", "b"], ["c"])
+        assert "at its maximum (cuda:0 2)" in split.reasons[0]
+
+    @pytest.mark.anyio
+    async def test_by_cost_leaves_out_who_cannot_be_chosen(self, three):
+        await three.record_heartbeat(Heartbeat("cuda:0", None, 5.0, False, "Xid 79"))
+        inf = float("inf")
+        split = three.distribute_workload("ab", "cost", costs=[[1, 5, inf], [1, 6, inf]])
+        assert split == {"cuda:0": [], "cuda:1": ["a", "b"], "cuda:2": []}
+        assert split.reasons == ("cuda:0 takes no part: is failed: Xid 79",)
+        split = three.distribute_workload("ab", "cost", costs=[[1, inf, inf]] * 2)
+        assert split.unassigned == ["a", "b"]
+        assert split.reasons[0].endswith("no device that can be chosen now has a finite cost")
+
+    @pytest.mark.anyio
+    async def test_dynamic_weighs_what_a_newcomer_gets(self, three):
+        """A wholly busy device gives a newcomer half, an idle or unknown one all of it."""
+        await three.record_metrics(GPUMetrics("cuda:0", 1.0, compute_utilization_percent=100.0))
+        split = three.distribute_workload(range(10), "dynamic", dict.fromkeys(three._devices, 2))
+        assert [len(items) for items in split.values()] == [2, 4, 4]
+
+    def test_what_a_strategy_has_no_use_for_is_refused(self, three):
+        with pytest.raises(InvalidValue, match="costs: None"):
+            three.distribute_workload("a", "cost")
+        with pytest.raises(InvalidValue, match="capacities"):
+            three.distribute_workload("a", "cost", {"cuda:0": 1}, costs=[[1, 1, 1]])
+        with pytest.raises(InvalidValue, match="costs"):
+            three.distribute_workload("a", "uniform", costs=[[1, 1, 1]])
+        with pytest.raises(InvalidValue, match="a row for each of the 2 tasks"):
+            three.distribute_workload("ab", "cost", costs=[[1, 1, 1]])
+        with pytest.raises(NoSuchDevice, match="costs names 'ghost'"):
+            three.distribute_workload("a", "cost", costs={"ghost": [1]})
+        with pytest.raises(NoSuchDevice, match="max_per_device names 'ghost'"):
+            three.distribute_workload("a", "cost", None, {"ghost": 1}, costs=[[1, 1, 1]])
+
     @pytest.mark.anyio
     async def test_ailing_devices_get_nothing_but_stay_in_the_answer(self, three):
         await three.record_heartbeat(Heartbeat("cuda:1", None, 5.0, False, "Xid 79"))

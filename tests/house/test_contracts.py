@@ -28,6 +28,7 @@ FAULTS = {
     "door-nvml": ("backends/rocm.py", "import pynvml"),
     "door-cuda": ("backends/cuda_buffers.py", "from cuda.bindings import runtime"),
     "door-wgpu": ("backends/vulkan.py", "import wgpu"),
+    "door-solver": ("scheduling/relaxation.py", "def solver():\n    import highspy"),
     "door-sqlite": ("execution/lease_store.py", "import sqlite3"),
     "door-web": ("cli/main.py", "import litestar"),
     "door-terminal": ("cli/main.py", "import textual"),

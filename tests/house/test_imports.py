@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {
     "cloudpickle",
     "cuda",
+    "highspy",
     "litestar",
     "matplotlib",
     "numpy",
@@ -48,6 +49,19 @@ COLUMNS = {
         "table",
         "totals",
         "windows",
+    )
+} | {
+    f"exo.gpu.scheduling.{name}"
+    for name in (
+        "assignment",
+        "by_cost",
+        "constructive",
+        "costs",
+        "exact",
+        "improvement",
+        "lots",
+        "neighbourhood",
+        "relaxation",
     )
 }
 

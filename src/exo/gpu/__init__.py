@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from exo.gpu.discovery import GPUDiscoveryService, discover_gpu_devices
     from exo.gpu.execution.pinning import current_device
     from exo.gpu.factory import GPUBackendFactory, detect_available_backends
-    from exo.gpu.scheduling.distributor import Distribution
+    from exo.gpu.scheduling.distribution import Distribution
     from exo.gpu.telemetry_protocol import (
         DeviceRegistration,
         DeviceScorer,
@@ -60,7 +60,7 @@ _HOMES: dict[str, str | tuple[str, str]] = {
     "DeviceScorer": "telemetry_protocol",
     "DeviceSelector": "clustering",
     "DeviceType": "vocabulary.device",
-    "Distribution": "scheduling.distributor",
+    "Distribution": "scheduling.distribution",
     "ExecutionError": "vocabulary.errors",
     "ExoGpuError": "vocabulary.errors",
     "GPUBackend": "backend",

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from exo.gpu.backend import on_daemon_thread
 from exo.gpu.coordination.device_health import DeviceHealth
 from exo.gpu.coordination.recording import NOT_WANTED, HistoryKeeper, Recording
-from exo.gpu.scheduling.distributor import Distribution, Maxima, WorkloadDistributor, weigh
+from exo.gpu.scheduling.distribution import Distribution
+from exo.gpu.scheduling.distributor import Maxima, WorkloadDistributor
 from exo.gpu.scheduling.fast import FastSelector
 from exo.gpu.scheduling.selector import select
+from exo.gpu.scheduling.strategies import Terms, distribute
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.table.turns import Turns
 from exo.gpu.telemetry_protocol import Heartbeat
@@ -270,33 +272,39 @@ class GPUClusteringManager:
         strategy: str = "uniform",
         capacities: Mapping[str, float] | None = None,
         max_per_device: Maxima = None,
+        *,
+        costs: Any = None,
+        seconds: float | None = None,
     ) -> Distribution[Task]:
         """Split tasks among all registered devices, of whatever class and runtime.
 
         Devices that could not be chosen now (stale, failed, lost) get nothing. Without
-        ``capacities`` the strategy ``capacity`` weighs by memory bandwidth where every device
-        states it, else by memory where every device states that, else equally: compute units are
-        counted differently by each vendor. What no device may take is in ``unassigned``.
+        ``capacities`` the strategies ``capacity`` and ``dynamic`` weigh by memory bandwidth where
+        every device states it, else by memory where every device states that, else equally: compute
+        units are counted differently by each vendor. ``dynamic`` gives less to a device that is
+        busy now. ``cost`` minimises the makespan of ``costs``: a matrix, tasks x devices in the
+        order of :meth:`list_devices`, or a column for each device id; infinity is where a task does
+        not fit. It works for ``seconds``, else until it has tried enough, and then it always
+        answers the same. What no device may take is in ``unassigned``.
 
         Raises:
             UnknownName: for another strategy.
-            NoSuchDevice: for capacities or maxima of a device that is not registered.
-            InvalidValue: for a capacity that is negative, NaN or infinite, or given with
-                ``uniform``, where it would mean nothing.
+            NoSuchDevice: for capacities, costs or maxima of a device that is not registered.
+            InvalidValue: for a capacity or cost that is negative or NaN, a capacity that is
+                infinite, or what the strategy has no use for.
 
         """
         snapshot = self.snapshot()
-        devices = {state.device.device_id: state.device for state in snapshot.devices}
-        weights = weigh(devices, strategy, capacities)
-        reasons = dict.fromkeys(devices.keys() - weights, "no capacity was given for it")
-        decision = select(snapshot, Request(all_devices=True))
-        reasons |= {refusal.device_id: refusal.reason for refusal in decision.refusals}
-        shares = {one: 0 if one in reasons else weights[one] for one in devices}
         if self._distributor is None:
             self._distributor = WorkloadDistributor()
-        split = self._distributor.distribute_by_capacity(shares, tasks, max_per_device)
-        excluded = [f"{one} takes no part: {reasons[one]}" for one in devices if one in reasons]
-        return Distribution(split, split.unassigned, (*split.reasons, *excluded))
+        terms = Terms(
+            capacities=capacities,
+            costs=costs,
+            max_per_device=max_per_device,
+            seconds=seconds,
+            clock=time.monotonic,
+        )
+        return distribute(self._distributor, snapshot, tasks, strategy, terms)
 
     def lease(self, **request: Any) -> AbstractAsyncContextManager[LeasedDevice]:
         """Hold the best registered device of this machine: ``async with manager.lease(...)``.

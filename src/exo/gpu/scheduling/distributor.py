@@ -1,14 +1,15 @@
-"""Who gets how many items: largest-remainder apportionment in contiguous blocks, with maxima."""
+"""Who gets how many items: largest-remainder apportionment in blocks, with maxima; or by cost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import islice
 from numbers import Integral, Real
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from exo.gpu.scheduling.distribution import Distribution
 from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.errors import (
     DuplicateDevice,
@@ -18,55 +19,15 @@ from exo.gpu.vocabulary.errors import (
 )
 from exo.gpu.vocabulary.units import check_text, check_whole
 
+if TYPE_CHECKING:
+    from exo.gpu.scheduling.lots import Lots
+
 Item = TypeVar("Item")
 
-STRATEGIES = ("uniform", "capacity")
+WEIGHTED = ("uniform", "capacity", "dynamic")
+STRATEGIES = (*WEIGHTED, "cost")
 
 Maxima = int | Mapping[str, int] | None
-
-
-class Distribution(Mapping[str, list[Item]], Generic[Item]):
-    """An assignment of items to devices, and what could not be assigned.
-
-    It reads like ``{device_id: [items]}`` and equals such a dict; every device is a key, also one
-    that gets nothing. ``reasons`` says why anything is in ``unassigned`` or why a device got none.
-    """
-
-    def __init__(
-        self,
-        assigned: Mapping[str, list[Item]],
-        unassigned: Iterable[Item] = (),
-        reasons: Iterable[str] = (),
-    ) -> None:
-        self._assigned = dict(assigned)
-        self.unassigned: list[Item] = list(unassigned)
-        self.reasons: tuple[str, ...] = tuple(reasons)
-
-    def __getitem__(self, device_id: str) -> list[Item]:
-        return self._assigned[device_id]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._assigned)
-
-    def __len__(self) -> int:
-        return len(self._assigned)
-
-    def __repr__(self) -> str:
-        rest = f", unassigned={self.unassigned!r}" if self.unassigned else ""
-        return f"Distribution({self._assigned!r}{rest})"
-
-    @property
-    def assigned_count(self) -> int:
-        """How many items found a device."""
-        return sum(len(items) for items in self._assigned.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """``assigned``, ``unassigned`` and ``reasons`` as plain containers."""
-        return {
-            "assigned": {device_id: list(items) for device_id, items in self._assigned.items()},
-            "unassigned": list(self.unassigned),
-            "reasons": list(self.reasons),
-        }
 
 
 class WorkloadDistributor:
@@ -122,14 +83,63 @@ class WorkloadDistributor:
             shares[device_id] = _exact(f"capacities[{device_id!r}]", capacity)
         return _distribute(shares, workload_items, max_per_device)
 
+    def distribute_by_cost(
+        self,
+        costs: Any,
+        devices: Iterable[str] | None = None,
+        workload_items: Iterable[Item] | None = None,
+        max_per_device: Maxima = None,
+        *,
+        memory_bytes: Sequence[float] | None = None,
+        device_memory_bytes: Sequence[float] | None = None,
+        slots: Sequence[int] | None = None,
+        ready_seconds: Sequence[float] | None = None,
+        rounds: int | None = None,
+        seconds: float | None = None,
+        clock: Callable[[], float] | None = None,
+        lots: Lots | None = None,
+        solver: bool = True,
+    ) -> Distribution[Any]:
+        """Who gets which items, so that the last device ends as early as can be found.
+
+        ``costs`` is a matrix, items x devices, or a column for each device id; infinity means that
+        an item does not fit there. Without ``devices`` and ``workload_items`` both go by number.
+        With ``memory_bytes`` of the items a device works on as many at once as
+        ``device_memory_bytes`` and ``slots`` allow, see
+        :func:`~exo.gpu.scheduling.costs.memory_shares`. ``ready_seconds`` is what each device still
+        has to do. The result says by ``gap`` how far from the optimum it is at most.
+
+        It works for ``seconds`` by the ``clock``, else for ``rounds``, and then the same costs and
+        ``lots`` give the same answer. ``solver=False`` leaves HiGHS out where it is installed.
+
+        Raises:
+            InvalidValue: for costs that are ragged, NaN, negative or infinite everywhere, naming
+                the cell, and for anything else that does not go with them.
+            DuplicateDevice: for a device named twice.
+            NoSuchDevice: for a maximum of a device that takes no part.
+
+        """
+        from exo.gpu.scheduling.by_cost import Devices, Effort, distribute_by_cost
+
+        columns = Devices.of(costs, devices)
+        maxima = _maxima(dict.fromkeys(columns.names, Fraction(1)), max_per_device)
+        columns = columns.with_limits(
+            maxima=list(maxima.values()),
+            memory_bytes=device_memory_bytes,
+            slots=slots,
+            ready_seconds=ready_seconds,
+        )
+        effort = Effort(rounds=rounds, seconds=seconds, clock=clock, lots=lots, solver=solver)
+        return distribute_by_cost(columns, workload_items, memory_bytes, effort)
+
 
 def weigh(
     devices: Mapping[str, GPUDevice], strategy: str, capacities: Mapping[str, float] | None = None
 ) -> dict[str, float]:
     """What each device weighs under a strategy; one that is missing was given no capacity.
 
-    Without ``capacities``, ``capacity`` weighs by memory bandwidth where every device states it,
-    else by memory where every device states that, else equally.
+    Without ``capacities``, ``capacity`` and ``dynamic`` weigh by memory bandwidth where every
+    device states it, else by memory where every device states that, else equally.
 
     Raises:
         UnknownName: for another strategy.
@@ -137,10 +147,10 @@ def weigh(
         InvalidValue: for an impossible capacity, or any with ``uniform``.
 
     """
-    if strategy not in STRATEGIES:
+    if strategy not in WEIGHTED:
         raise UnknownName("strategy", strategy, STRATEGIES)
     if capacities is None:
-        facts = ("bandwidth_gbps", "memory_bytes") if strategy == "capacity" else ()
+        facts = () if strategy == "uniform" else ("bandwidth_gbps", "memory_bytes")
         for fact in facts:
             stated = {one: getattr(device, fact) for one, device in devices.items()}
             if all(stated.values()):
