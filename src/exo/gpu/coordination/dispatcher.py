@@ -337,8 +337,8 @@ class Dispatcher:
         slot = self._slots[event.slot_id]
         for number, sent in enumerate(reversed(slot.works)):
             # Of what it was at, some may have been reported; what was to come never began.
-            first = number + 1 == len(slot.works)
-            self._feeder.recalled(sent, event.unfinished if first else sent.items)
+            begun = number + 1 == len(slot.works) and event.unfinished
+            self._feeder.recalled(sent, event.unfinished if begun else sent.items)
         self._pool.drop(event.slot_id)
         self._starting.discard(event.slot_id)
         if not self._starting:

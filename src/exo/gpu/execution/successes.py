@@ -33,6 +33,12 @@ class Successes(Sequence[Outcome]):
         """How many."""
         return len(self.items)
 
+    @property
+    def times(self) -> tuple[float, bytes]:
+        """The origin and the moments that it was made of."""
+        moments = self._moments
+        return self._origin, moments if isinstance(moments, bytes) else moments.tobytes()
+
     def started_at(self, place: int) -> float:
         """Unix seconds; the item before it ended then."""
         return self._moment(place)

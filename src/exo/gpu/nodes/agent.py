@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from exo.gpu.nodes.leasing import OnWait
     from exo.gpu.nodes.transport import Grant
+    from exo.gpu.vocabulary.cluster import Surroundings
     from exo.gpu.vocabulary.command_end import CommandEnd
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.job import SlotEvent, SlotOutput, SlotSetup
@@ -116,13 +117,24 @@ class NodeAgent:
         setup: SlotSetup | None,
         sink: Callable[[SlotEvent], None],
         on_output: Callable[[SlotOutput], None] | None = None,
+        *,
+        surroundings: Surroundings | None = None,
     ) -> int:
-        """Start a slot on the leased device."""
+        """Start a slot on the leased device; with ``surroundings`` of its caller's."""
         device = self.sight.device(self.desk.held[lease_id].lease.device_id)
         backend = self._service.backend_of(device.device_id)
         changes = self.environment((device.device_id,), (lease_id,))
+        if surroundings is not None:
+            changes = {**surroundings.variables, **changes}
         return self.slots.open(
-            lease_id, device, backend, changes, setup=setup, sink=sink, on_output=on_output
+            lease_id,
+            device,
+            backend,
+            changes,
+            setup=setup,
+            sink=sink,
+            on_output=on_output,
+            python=None if surroundings is None else surroundings.python,
         )
 
     def environment(

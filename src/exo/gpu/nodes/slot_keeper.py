@@ -47,8 +47,12 @@ class SlotKeeper:
         setup: SlotSetup | None,
         sink: Callable[[SlotEvent], None],
         on_output: Callable[[SlotOutput], None] | None,
+        python: str | None = None,
     ) -> int:
-        """Start a slot on a leased device; ``changes`` to the environment pin it there."""
+        """Start a slot on a leased device; ``changes`` to the environment pin it there.
+
+        ``python`` is the interpreter of its workers where a caller brings one of its own.
+        """
         from exo.gpu.execution.out_of_memory import Patterns
         from exo.gpu.execution.supervisor import RunnerSupervisor
 
@@ -60,7 +64,7 @@ class SlotKeeper:
             keep_open=(held.lock_fd,),
             setup=setup,
             sink=sink,
-            python=self._configuration.python_of(device.runtime) or sys.executable,
+            python=python or self._configuration.python_of(device.runtime) or sys.executable,
             patterns=Patterns(
                 device_lost=self._configuration.value("outcome.device_lost"),
                 out_of_memory=self._configuration.value("outcome.out_of_memory"),

@@ -28,6 +28,8 @@
     │   ├── StoreDamaged                    its file is broken, or is no database
     │   └── StoreTooNew                     its file was written by a later release
     ├── JournalError (RuntimeError)         a job's journal that cannot be used: names it and why
+    ├── ClusterError (RuntimeError)         a cluster that cannot be reached or joined, and why
+    │   └── NodeLost                        one of its nodes does not answer any more
     └── ExecutionError (RuntimeError)       work that did not end as it should
         ├── WorkerDied                      its process died, as often as retries allow
         ├── TimedOut (TimeoutError)         it ran for longer than it was given
@@ -187,6 +189,14 @@ class StoreTooNew(StoreError):
 
 class JournalError(ExoGpuError, RuntimeError):
     """A job's journal is in use, damaged at its head, of another job, or cannot be written."""
+
+
+class ClusterError(ExoGpuError, RuntimeError):
+    """A cluster cannot be reached, joined or used; the message says what to do."""
+
+
+class NodeLost(ClusterError):
+    """A node of a cluster is gone, does not answer, or has forgotten us."""
 
 
 class ExecutionError(ExoGpuError, RuntimeError):

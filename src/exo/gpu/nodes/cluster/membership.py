@@ -1,0 +1,205 @@
+"""Which nodes of a cluster answer now: found, opened, lost, and opened again when they are back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from exo.gpu.nodes.cluster.member import Member
+from exo.gpu.vocabulary.cluster import NodeStanding
+from exo.gpu.vocabulary.errors import ClusterError, NodeLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from exo.gpu.nodes.cluster.roads import Carrier, Place
+    from exo.gpu.nodes.cluster.table import ClusterTable
+    from exo.gpu.nodes.cluster.wire import Shelf
+
+logger = logging.getLogger("exo.gpu.nodes.cluster.membership")
+
+# How often the carrier is asked who is there.
+LOOK_SECONDS = 1.0
+
+# A node whose agent does not start is asked again after so long.
+AGAIN_SECONDS = 3.0
+
+# The agents of all nodes are waited for at the start, so long.
+FIRST_SECONDS = 60.0
+
+
+class Membership:
+    """Keeps one :class:`~exo.gpu.nodes.cluster.member.Member` for each node that answers.
+
+    ``on_change`` hears, from other threads, that nodes or devices came, went or told something.
+    """
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        table: ClusterTable,
+        shelf: Shelf,
+        driver: str,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.head_problem = ""
+        """Why the cluster's head does not answer; empty while it does."""
+        self._carrier = carrier
+        self._table = table
+        self._shelf = shelf
+        self._driver = driver
+        self._on_change = on_change
+        self._members: dict[str, Member] = {}
+        self._problems: dict[str, str] = {}
+        self._opening: dict[str, float] = {}
+        self._places: Sequence[Place] = ()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._closed = threading.Event()
+
+    def start(self) -> None:
+        """Open all nodes, and go on looking; returns once each has answered or cannot.
+
+        Raises:
+            ClusterError: when no node answers.
+
+        """
+        self._look()
+        ends = time.monotonic() + FIRST_SECONDS
+        with self._changed:
+            while any(one.name not in {*self._members, *self._problems} for one in self._places):
+                if not self._changed.wait(max(0.0, ends - time.monotonic())):
+                    break
+            members, problems = dict(self._members), dict(self._problems)
+        if not members:
+            why = "; ".join(f"{name}: {reason}" for name, reason in problems.items())
+            raise ClusterError(f"no node of the cluster answers ({why or 'it has none'})")
+        threading.Thread(target=self._watch, name="exo-gpu-membership", daemon=True).start()
+
+    @property
+    def members(self) -> dict[str, Member]:
+        """The nodes that answer, by name."""
+        with self._lock:
+            return dict(self._members)
+
+    def member(self, name: str) -> Member:
+        """One of them.
+
+        Raises:
+            NodeLost: for one that does not answer.
+
+        """
+        with self._lock:
+            if name not in self._members:
+                raise NodeLost(f"node {name!r} does not answer: {self._why(name)}")
+            return self._members[name]
+
+    def standings(self) -> tuple[NodeStanding, ...]:
+        """Every node that is or was here, by name."""
+        with self._lock:
+            addresses = {place.name: place.address for place in self._places}
+            names = sorted({*addresses, *self._members, *self._problems})
+            return tuple(
+                NodeStanding(
+                    node=name,
+                    address=addresses.get(name, ""),
+                    alive=name in self._members,
+                    reason="" if name in self._members else self._why(name),
+                    version=self._members[name].version if name in self._members else "",
+                    python=self._members[name].python if name in self._members else "",
+                )
+                for name in names
+            )
+
+    def close(self) -> None:
+        """Leave all nodes; harmless twice."""
+        self._closed.set()
+        for member in self.members.values():
+            member.leave()
+        with self._lock:
+            self._members.clear()
+
+    def _why(self, name: str) -> str:
+        return self._problems.get(name) or self.head_problem or "it is not a node of the cluster"
+
+    def _watch(self) -> None:
+        while not self._closed.wait(LOOK_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            places = self._carrier.places()
+        except ClusterError as error:
+            if not self.head_problem:
+                logger.warning("%s", error)
+            self.head_problem = str(error)
+            return
+        self.head_problem = ""
+        with self._lock:
+            self._places = places
+            here = {place.name: place for place in places}
+            gone = [one for one in self._members.values() if _is_gone(one, here)]
+            now = time.monotonic()
+            fresh = [
+                place
+                for place in places
+                if (place.name not in self._members or _is_gone(self._members[place.name], here))
+                and self._opening.get(place.name, 0.0) <= now
+            ]
+            for place in fresh:
+                self._opening[place.name] = float("inf")
+        for member in gone:
+            member.lose("it left the cluster, or was found dead")
+        for place in fresh:
+            threading.Thread(
+                target=self._open, args=(place,), name=f"exo-gpu-open-{place.name}", daemon=True
+            ).start()
+
+    def _open(self, place: Place) -> None:
+        problem = ""
+        try:
+            member = Member(
+                place,
+                self._carrier.road(place),
+                self._shelf,
+                self._driver,
+                on_batch=self._heard,
+                on_loss=self._lost,
+            )
+        except ClusterError as error:
+            problem = str(error)
+            logger.warning("node %s: %s", place.name, error)
+        else:
+            with self._lock:
+                if self._closed.is_set() or member.lost:
+                    member.leave()
+                else:
+                    self._members[place.name] = member
+                    self._problems.pop(place.name, None)
+        with self._changed:
+            if problem:
+                self._problems[place.name] = problem
+            self._opening[place.name] = time.monotonic() + AGAIN_SECONDS
+            self._changed.notify_all()
+        self._on_change()
+
+    def _heard(self, name: str, batch: bytes) -> None:
+        if self._table.take(batch, whose=name):
+            self._on_change()
+
+    def _lost(self, member: Member, reason: str) -> None:
+        logger.warning("node %s is lost: %s", member.name, reason)
+        with self._lock:
+            if self._members.get(member.name) is member:
+                del self._members[member.name]
+            self._problems[member.name] = reason
+            self._opening[member.name] = time.monotonic() + LOOK_SECONDS
+        self._table.forget(member.name)
+        self._on_change()
+
+
+def _is_gone(member: Member, here: dict[str, Place]) -> bool:
+    place = here.get(member.name)
+    return place is None or place.key != member.place.key

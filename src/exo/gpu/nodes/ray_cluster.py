@@ -1,0 +1,390 @@
+"""The one door to Ray: which nodes there are, an agent on each, and calls to it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from exo.gpu.nodes.cluster.roads import Place
+from exo.gpu.vocabulary.errors import ClusterError, ExoGpuError, NodeLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+logger = logging.getLogger("exo.gpu.nodes.ray_cluster")
+
+NAMESPACE = "exo-gpu"
+NODE_LABEL = "exo.node"
+
+# Agents answer questions of many drivers at once; each driver's poll holds one thread for a second.
+_ANSWERING, _LISTENING = 8, 32
+
+_START_SECONDS = 30.0
+_NAME_POLL_SECONDS = 0.1
+
+# Ray compares Python down to the patch unless told otherwise; what we send needs the minor only.
+MATCH_VARIABLE = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
+
+# What an environment of its own may change besides the variables that are asked for.
+_ENVIRONMENT = ("PATH", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
+
+_INSTALL = "a cluster needs Ray: pip install 'exo-gpu[ray]'"
+
+
+def ray_module() -> Any:
+    """Ray itself.
+
+    Raises:
+        ClusterError: where it is not installed, with what to install.
+
+    """
+    os.environ.setdefault(MATCH_VARIABLE, "minor")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        import ray.util.scheduling_strategies
+    except ImportError:
+        raise ClusterError(_INSTALL) from None
+    return ray
+
+
+class _Options(msgspec.Struct, frozen=True):
+    """How Ray is joined, for comparison with how it was joined before."""
+
+    address: str
+    runtime_env: dict[str, Any] | None
+
+
+class RayCarrier:
+    """A :class:`~exo.gpu.nodes.cluster.roads.Carrier` over a Ray cluster that is joined by it.
+
+    Where this process has joined Ray already, that connection is used, and left as it is.
+    """
+
+    def __init__(self, address: str | None, version: str) -> None:
+        """Join the cluster at an address, or the one that ``RAY_ADDRESS`` or Ray itself knows.
+
+        Raises:
+            ClusterError: where that cannot be done, with the reason and what to do.
+
+        """
+        self._ray = ray_module()
+        self._version = version
+        self._own = not self._ray.is_initialized()
+        self._closed = False
+        if self._own:
+            self._join(address)
+
+    def _join(self, address: str | None) -> None:
+        asked = address or os.environ.get("RAY_ADDRESS") or "auto"
+        try:
+            with _quiet_stderr(), _loopback(self._ray, asked):
+                self._ray.init(
+                    address=asked,
+                    namespace=NAMESPACE,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    logging_level=logging.ERROR,
+                )
+        except Exception as error:
+            # The node-connection border: Ray raises whatever its parts do.
+            logger.debug("joining failed", exc_info=True)
+            raise ClusterError(_why_not(asked, error)) from None
+
+    def places(self) -> Sequence[Place]:
+        """The nodes that are alive, each under its label, else under Ray's own id of it.
+
+        Raises:
+            ClusterError: when the head of the cluster does not answer.
+
+        """
+        try:
+            found = self._ray.nodes()
+        except Exception as error:
+            # The node-connection border.
+            raise ClusterError(
+                f"the head of the cluster does not answer: {_first_line(error)}; what was done is "
+                "kept by a journal, if one was asked for"
+            ) from None
+        places: dict[str, Place] = {}
+        for node in found:
+            if node.get("Alive"):
+                labels: Mapping[str, str] = node.get("Labels") or {}
+                name = labels.get(NODE_LABEL) or node["NodeID"][:8]
+                places[name] = Place(name, node["NodeID"], node.get("NodeManagerAddress", ""))
+        return tuple(places.values())
+
+    def road(self, place: Place) -> RayRoad:
+        """The way to the node's agent; one of another version is replaced first.
+
+        Raises:
+            NodeLost: when none can be started, or the node has another version installed.
+
+        """
+        actor = self._agent(place)
+        road = RayRoad(self._ray, actor, place.name)
+        found = road.ask("version", timeout_seconds=_START_SECONDS)
+        if found != self._version:
+            logger.warning("the agent of %s is of %s: it is replaced", place.name, found)
+            self._dismiss(place, actor)
+            road = RayRoad(self._ray, self._agent(place), place.name)
+            found = road.ask("version", timeout_seconds=_START_SECONDS)
+        if found != self._version:
+            raise NodeLost(
+                f"it has exo-gpu {found}, and this is {self._version}: install the same there"
+            )
+        return road
+
+    def share(self, value: Any) -> Any:
+        """Put a value into the object store; the reference keeps it there."""
+        return [self._ray.put(value)]
+
+    def gather(self, places: Sequence[Place], runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+        """What a runtime environment became on each node, and what keeps it there, by node."""
+        kind = self._ray.remote(_Surroundings)
+        names = (*runtime_env.get("env_vars", {}), *_ENVIRONMENT)
+        keepers = {
+            place.name: kind.options(
+                num_cpus=0,
+                runtime_env=dict(runtime_env),
+                label_selector={"ray.io/node-id": place.key},
+            ).remote()
+            for place in places
+        }
+        found: dict[str, Any] = {}
+        for name, keeper in keepers.items():
+            try:
+                found[name] = (self._ray.get(keeper.facts.remote(names), timeout=600.0), keeper)
+            except Exception as error:
+                # The node-connection border: an environment that cannot be made is one's own fault.
+                raise ClusterError(
+                    f"node {name} cannot make the runtime_env: {_first_line(error)}"
+                ) from None
+        return found
+
+    def close(self) -> None:
+        """Leave the cluster, where it was joined here; harmless twice."""
+        if self._own and not self._closed:
+            self._closed = True
+            with _quiet_stderr():
+                self._ray.shutdown()
+
+    def _agent(self, place: Place) -> Any:
+        try:
+            with contextlib.suppress(ValueError):
+                return self._ray.get_actor(_name_of(place), namespace=NAMESPACE)
+            nodes = {one["NodeID"]: one for one in self._ray.nodes()}
+            node = nodes.get(place.key, {})
+            managed = int(node.get("Resources", {}).get("GPU", 0))
+            granted = min(managed, self._free_gpus(place)) if managed else 0
+            groups = {"listen": _LISTENING, "answer": _ANSWERING, "order": 1}
+            kind = self._ray.remote(concurrency_groups=groups)(_Agent)
+            return kind.options(
+                name=_name_of(place),
+                namespace=NAMESPACE,
+                lifetime="detached",
+                get_if_exists=True,
+                num_cpus=0,
+                num_gpus=granted,
+                max_restarts=-1,
+                max_task_retries=0,
+                **self._pin(place, node.get("Labels") or {}),
+            ).remote(place.name, hide_cuda=bool(managed and not granted))
+        except Exception as error:
+            # The node-connection border.
+            raise NodeLost(f"no agent starts there: {_first_line(error)}") from None
+
+    def _pin(self, place: Place, labels: Mapping[str, str]) -> dict[str, Any]:
+        """A label outlives the node's id, which is new each time it joins."""
+        if labels.get(NODE_LABEL) == place.name:
+            return {"label_selector": {NODE_LABEL: place.name}}
+        strategies = self._ray.util.scheduling_strategies
+        only_there = strategies.NodeAffinitySchedulingStrategy(place.key, soft=False)
+        return {"scheduling_strategy": only_there}
+
+    def _dismiss(self, place: Place, actor: Any) -> None:
+        """End an agent, and wait until its name is free."""
+        self._ray.kill(actor)
+        ends = time.monotonic() + _START_SECONDS
+        while time.monotonic() < ends:
+            try:
+                self._ray.get_actor(_name_of(place), namespace=NAMESPACE)
+            except ValueError:
+                return
+            time.sleep(_NAME_POLL_SECONDS)
+
+    def _free_gpus(self, place: Place) -> int:
+        """GPUs of a node that Ray has given to nobody: those are all that we may take."""
+        from ray._private.state import available_resources_per_node
+
+        free: Mapping[str, Any] = available_resources_per_node().get(place.key, {})
+        return int(free.get("GPU", 0))
+
+
+class RayRoad:
+    """Calls to one agent."""
+
+    def __init__(self, ray: Any, actor: Any, node: str) -> None:
+        self._ray = ray
+        self._node = node
+        self._listen = actor.listen.options(concurrency_group="listen")
+        self._answer = actor.answer.options(concurrency_group="answer")
+        self._order = actor.order.options(concurrency_group="order")
+
+    def ask(self, call: str, *arguments: Any, timeout_seconds: float) -> Any:
+        """Call and wait; what the service raises is raised here.
+
+        Raises:
+            NodeLost: when no answer came in time, or its process or node is gone.
+
+        """
+        method = self._listen if call == "poll" else self._answer
+        try:
+            return self._ray.get(method.remote(call, arguments), timeout=timeout_seconds)
+        except self._ray.exceptions.GetTimeoutError:
+            raise NodeLost(
+                f"node {self._node} has not answered for {timeout_seconds:g} s"
+            ) from None
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, (ExoGpuError, OSError, LookupError)):
+                raise cause from None
+            raise NodeLost(f"node {self._node} broke: {_first_line(error)}") from error
+        except Exception as error:
+            # The node-connection border: Ray has a class for each way to be gone.
+            raise NodeLost(f"node {self._node} is gone: {_first_line(error)}") from None
+
+    def tell(self, call: str, *arguments: Any) -> None:
+        """Call without waiting; that it did not arrive is seen by whoever asks next."""
+        try:
+            self._order.remote(call, arguments)
+        except Exception as error:  # noqa: BLE001 - the node-connection border
+            logger.debug("node %s does not hear: %s", self._node, error)
+
+
+class _Agent:
+    """The actor: an agent's service in a process that Ray keeps alive."""
+
+    def __init__(self, node: str, *, hide_cuda: bool) -> None:
+        from exo.gpu import __version__
+        from exo.gpu.nodes.cluster.service import AgentService
+
+        environ = dict(os.environ)
+        if hide_cuda:  # all of Ray's GPUs here are somebody else's
+            environ["CUDA_VISIBLE_DEVICES"] = ""
+        self._version = __version__
+        self._service = AgentService(node, __version__, _fetch, environ)
+
+    def listen(self, call: str, arguments: tuple[Any, ...]) -> Any:
+        """Polls."""
+        return self._call(call, arguments)
+
+    def answer(self, call: str, arguments: tuple[Any, ...]) -> Any:
+        """Questions."""
+        return self._version if call == "version" else self._call(call, arguments)
+
+    def order(self, call: str, arguments: tuple[Any, ...]) -> None:
+        """Orders, in the order in which a driver gave them."""
+        self._call(call, arguments)
+
+    def _call(self, call: str, arguments: tuple[Any, ...]) -> Any:
+        return getattr(self._service, call)(*arguments)
+
+
+def _name_of(place: Place) -> str:
+    return f"agent-{place.name}"
+
+
+def _fetch(handle: Any) -> Any:
+    return ray_module().get(handle[0])
+
+
+class _Surroundings:
+    """An actor in a driver's runtime environment, which lives there as long as the driver."""
+
+    def facts(self, names: Sequence[str]) -> dict[str, Any]:
+        """The interpreter, the path, the directory and the named variables as they are here."""
+        return {
+            "python": sys.executable,
+            "import_path": list(sys.path),
+            "directory": os.getcwd(),  # noqa: PTH109 - a text that travels
+            "variables": {name: os.environ[name] for name in names if name in os.environ},
+        }
+
+
+_TOKEN_HELP = (
+    "the cluster refuses this token: copy ~/.ray/auth_token from the head, or set RAY_AUTH_TOKEN"
+)
+
+
+def _why_not(address: str, error: Exception) -> str:
+    """One line that says what to do about a cluster that cannot be joined."""
+    text = str(error)
+    lower = text.lower()
+    if "auth" in lower or "token" in lower:
+        return f"{_TOKEN_HELP} ({address})"
+    if "version mismatch" in lower:
+        return (
+            f"the cluster at {address} runs another version: {' '.join(text.split())}; install "
+            "the same Ray and the same minor version of Python on all nodes"
+        )
+    if address == "auto":
+        return (
+            "no cluster is known here: 'exo-gpu cluster start --head' begins one, "
+            "RAY_ADDRESS=HOST:6379 names one"
+        )
+    return (
+        f"no cluster answers at {address}: is the head running there, and is the port right? "
+        f"({_first_line(error)})"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+LOOPBACK = ("127.0.0.1", "localhost")
+
+
+@contextlib.contextmanager
+def _loopback(ray: Any, address: str) -> Any:
+    """Keep Ray from replacing the loopback address by one that can be reached from elsewhere."""
+    constants = ray._private.ray_constants  # noqa: SLF001 - there is no setting after its import
+    before = constants.ENABLE_RAY_CLUSTER
+    if address.rpartition(":")[0] in LOOPBACK:
+        constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+
+
+_STDERR = threading.Lock()
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Any:
+    """Ray's C++ parts write there past every setting; what matters is told by an exception."""
+    with _STDERR:
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is none
+            yield
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -1,0 +1,99 @@
+"""What crosses between a driver and the agents of a cluster: nodes, and batches of their state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from exo.gpu.vocabulary.lease import Lease
+from exo.gpu.vocabulary.links import Link
+from exo.gpu.vocabulary.messages import WireValue
+from exo.gpu.vocabulary.snapshot import DeviceState
+from exo.gpu.vocabulary.units import check_number, check_text
+
+
+class NodeBatch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """All devices of one node at one moment, in columns; ids are the node's own.
+
+    What seldom changes is in ``states``, which is None where it is as it was in the batch before;
+    their samples are not in there but in the columns. ``readings`` holds a column for each field
+    of a sample that any device gives, None where it does not.
+    """
+
+    node: str
+    number: int
+    """Counts the batches of one agent."""
+    changed_number: int = 0
+    """The batch in which what seldom changes changed last."""
+    timestamps: tuple[float | None, ...] = ()
+    """Of the samples, Unix seconds; None where a device has none."""
+    ages_seconds: tuple[float | None, ...] = ()
+    """Since each sample was received by the agent."""
+    readings: dict[str, tuple[int | float | None, ...]] = {}
+    """Numbers only: see :data:`~exo.gpu.vocabulary.metrics.SERIES`."""
+    states: tuple[DeviceState, ...] | None = None
+    remarks: tuple[dict[str, Any], ...] = ()
+    """Beside ``states``: the fields of each sample that are no numbers."""
+    links: tuple[Link, ...] = ()
+    unseen: tuple[Lease, ...] = ()
+
+
+class RouteFigures(WireValue, frozen=True, kw_only=True):
+    """How fast two nodes reach each other, as one of them measured it.
+
+    Raises:
+        InvalidValue: for an empty name or a number that cannot be.
+
+    """
+
+    source: str
+    target: str
+    latency_seconds: float
+    """There and back with a few bytes: the median of several."""
+    bandwidth_bytes_per_second: float | None = None
+    """None where too little was sent to tell."""
+    measured_at: float = 0.0
+    """Unix seconds."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_text("source", self.source)
+        check_text("target", self.target)
+        check_number("latency_seconds", self.latency_seconds, low=0)
+        check_number(
+            "bandwidth_bytes_per_second", self.bandwidth_bytes_per_second, low=0, optional=True
+        )
+
+    def seconds_for(self, count_bytes: int) -> float:
+        """How long so many bytes take to get there; without a bandwidth the latency alone."""
+        rate = self.bandwidth_bytes_per_second
+        return self.latency_seconds / 2 + (count_bytes / rate if rate else 0.0)
+
+
+class NodeStanding(WireValue, frozen=True, kw_only=True):
+    """One node of a cluster, for people: whether its agent answers, and what it has."""
+
+    node: str
+    address: str = ""
+    alive: bool = False
+    reason: str = ""
+    """Why it does not count; empty where it does."""
+    version: str = ""
+    """Of exo-gpu, as its agent says."""
+    python: str = ""
+    devices: tuple[str, ...] = ()
+    routes: tuple[RouteFigures, ...] = ()
+
+
+class Surroundings(WireValue, frozen=True, kw_only=True):
+    """What a ``runtime_env`` became on one node: where and with what a driver's work runs there."""
+
+    python: str = ""
+    """Path of the interpreter; empty: the node's own."""
+    import_path: tuple[str, ...] = ()
+    """Goes before the driver's own ``sys.path``."""
+    directory: str = ""
+    """The working directory; empty: none of its own."""
+    variables: dict[str, str] = {}  # msgspec copies an empty default for each value
+    """Variables that differ from the node's own."""
