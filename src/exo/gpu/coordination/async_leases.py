@@ -18,6 +18,7 @@ from exo.gpu.vocabulary.errors import NoSuchDevice
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
+    from exo.gpu.nodes.transport import LeaseNode
     from exo.gpu.vocabulary.device import GPUDevice
 
 
@@ -25,7 +26,7 @@ class _Letter(msgspec.Struct):
     """A leased device, and the node that was opened for it, if one was."""
 
     held: HeldDevice
-    own_node: LocalNode | None
+    own_node: LeaseNode | None
 
     def give_back(self) -> None:
         """Let go of both."""
@@ -71,7 +72,7 @@ async def lease_among(
     *,
     wait: str | float | None = None,
     expires: str | float | None = None,
-    node: LocalNode | None = None,
+    node: LeaseNode | None = None,
     **request: Any,
 ) -> AsyncGenerator[LeasedDevice]:
     """Hold the best of these devices for the length of an ``async with`` block.
@@ -113,14 +114,16 @@ async def lease_among(
                 await on_daemon_thread(left.give_back, name="exo-gpu-release")
 
 
-def _local_ids(registered: Iterable[GPUDevice], node: LocalNode) -> tuple[str, ...]:
-    """Ids that this machine has for those of the devices that are its own."""
-    here = {device.hardware_id: device.device_id for device in node.inventory().devices}
+def _local_ids(registered: Iterable[GPUDevice], node: LeaseNode) -> tuple[str, ...]:
+    """Ids that the node, or the cluster, has for those of the devices that are its own."""
+    here = {
+        (device.node, device.hardware_id): device.device_id for device in node.inventory().devices
+    }
     devices = tuple(registered)
     names = tuple(
-        here[device.hardware_id]
+        here[device.node, device.hardware_id]
         for device in devices
-        if not device.node and device.hardware_id in here
+        if (device.node, device.hardware_id) in here
     )
     if not names:
         far = ", ".join(device.device_id for device in devices) or "none is registered"

@@ -12,6 +12,7 @@ import weakref
 from concurrent.futures import CancelledError, Executor
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
+from exo.gpu.coordination.cluster import home_of
 from exo.gpu.coordination.futures import GPUFuture, settler
 from exo.gpu.coordination.items import Function, Job
 from exo.gpu.coordination.map_results import Done, MapResults, StreamedResults
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
+    from exo.gpu.coordination.cluster_side import ClusterSide
     from exo.gpu.coordination.dispatcher import Dispatcher
     from exo.gpu.coordination.streaming import ChunkStream
     from exo.gpu.nodes.transport import Node
@@ -63,8 +65,9 @@ class GPUExecutor(Executor):
     or bytes, and ``wishes`` are further fields of a request, for one worker each: ``share``,
     ``labels``, ``policy``, ``priority``, ``holder`` and so on. ``slots`` is how many workers a
     device gets, by default what the device states. ``initializer`` is called once in each worker.
-    ``node`` is a node to share, which then stays open at shutdown. With ``wait`` (``"30m"`` or
-    seconds) the first device is waited for in the line, so long.
+    ``node`` is a node to share, which then stays open at shutdown; ``cluster`` an address, or what
+    ``GPUClusteringManager.connect`` gave. With ``wait`` (``"30m"`` or seconds) the first device is
+    waited for in the line, so long.
 
     ``deadline`` (``"10m"`` or seconds) is how long each item may run. ``retries`` is how many
     further tries an item gets that failed by itself, where ``retry_on`` is given only after these
@@ -89,6 +92,7 @@ class GPUExecutor(Executor):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         node: Node | None = None,
+        cluster: str | ClusterSide | None = None,
         max_attempts: int = 3,
         wait: str | float | None = None,
         retries: int = 0,
@@ -114,13 +118,14 @@ class GPUExecutor(Executor):
             initializer=dump((initializer, initargs), "the initializer") if initializer else None,
             max_tasks_per_worker=1 if fresh else max_tasks_per_worker,
         )
-        home, inbox = node or LocalNode(), queue.SimpleQueue[Any]()
+        home, own = (node or LocalNode(), node is None) if cluster is None else home_of(cluster)
+        inbox = queue.SimpleQueue[Any]()
         try:
             pool = OpenSlots(home, setup, inbox.put, on_output)
             wait_seconds = None if wait is None else parse_duration(wait, "wait")
             pool.open_all((request,), slots, wait_seconds)
         except BaseException:
-            if node is None:
+            if own:
                 home.close()
             raise
         # Loaded while the workers come up.
@@ -131,7 +136,7 @@ class GPUExecutor(Executor):
             request,
             setup=setup,
             retry=retry,
-            own_node=node is None,
+            own_node=own,
             on_device_lost=on_device_lost,
             pool=pool,
             inbox=inbox,
@@ -262,9 +267,8 @@ class GPUExecutor(Executor):
     ) -> StreamedResults[Result]:
         """Run ``fn`` over the items and yield each as it ends, with the device that did it.
 
-        For ``for`` and for ``async for``. The first item that fails raises its exception here;
-        what has not been sent then never is. Items are read, and with a ``journal`` recorded, as
-        by :meth:`map`; of those that were done before nothing comes.
+        For ``for`` and ``async for``. The first item that fails raises its exception here; what has
+        not been sent then never is. Items are read, and recorded, as by :meth:`map`.
         """
         check_whole("buffersize", buffersize, low=1, optional=True)
         mailbox = Mailbox()
@@ -362,14 +366,10 @@ class GPUExecutor(Executor):
         trace: TracebackType | None,
     ) -> None:
         """Wait for all work; an interrupt ends the workers at once instead."""
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            self._kill()
-        else:
-            self.shutdown(wait=True)
-
-    def _kill(self) -> None:
-        self._dispatcher.close(kill=True)
-        self.shutdown(cancel_futures=True)
+        ended = isinstance(error, (KeyboardInterrupt, SystemExit))
+        if ended:
+            self._dispatcher.close(kill=True)
+        self.shutdown(cancel_futures=ended)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Unpack
@@ -20,6 +21,7 @@ from exo.gpu.vocabulary.units import parse_duration
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from exo.gpu.nodes.transport import LeaseNode
     from exo.gpu.vocabulary.decision import Decision
     from exo.gpu.vocabulary.request import Request
     from exo.gpu.vocabulary.snapshot import Snapshot
@@ -38,7 +40,7 @@ class LeasedDevice(GPUDevice, frozen=True, kw_only=True):
         return apply_changes(os.environ, self.variables)
 
 
-def decide(request: Request, *, node: LocalNode | None = None) -> tuple[Decision, Snapshot]:
+def decide(request: Request, *, node: LeaseNode | None = None) -> tuple[Decision, Snapshot]:
     """Answer a request as things stand, and take nothing."""
     if node is None:
         with LocalNode() as opened:
@@ -53,7 +55,7 @@ def lease(
     *,
     wait: str | float | None = None,
     expires: str | float | None = None,
-    node: LocalNode | None = None,
+    node: LeaseNode | None = None,
     **wishes: Unpack[GangWishes],
 ) -> Generator[LeasedDevice]:
     """Hold the best device for the length of a ``with`` block.
@@ -91,7 +93,7 @@ class HeldDevice(msgspec.Struct):
 
 def take(
     request: Request,
-    node: LocalNode,
+    node: LeaseNode,
     wait: str | float | None,
     expires: str | float | None,
     cancelled: Callable[[], bool] = lambda: False,
@@ -120,9 +122,13 @@ def take(
     try:
         here = {device.device_id: device for device in node.inventory().devices}
         gang = tuple(here[name] for name in grant.decision.chosen)
+        # One process can be pinned to devices of one machine: those that stand first.
+        near = tuple(
+            one.device_id for one in itertools.takewhile(lambda one: one.node == gang[0].node, gang)
+        )
         leased = LeasedDevice(
             **msgspec.structs.asdict(gang[0]),
-            variables=node.environment(grant.decision.chosen, grant.lease_ids),
+            variables=node.environment(near, grant.lease_ids[: len(near)]),
             gang=gang,
         )
     except BaseException:

@@ -11,8 +11,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from exo.gpu.backend import on_daemon_thread
+from exo.gpu.coordination.cluster_side import ClusterSide
 from exo.gpu.coordination.device_health import DeviceHealth
 from exo.gpu.coordination.recording import NOT_WANTED, HistoryKeeper, Recording
+from exo.gpu.coordination.strangers import Strangers
 from exo.gpu.scheduling.distribution import Distribution
 from exo.gpu.scheduling.distributor import Maxima, WorkloadDistributor
 from exo.gpu.scheduling.fast import FastSelector
@@ -35,13 +37,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Enough to name every stray sender of a real cluster once, without a log that grows for ever.
-_STRANGERS_NAMED = 100
-
 Task = TypeVar("Task")
 
 
-class GPUClusteringManager:
+class GPUClusteringManager(ClusterSide):
     """Registers devices of any vendor, keeps what they report, picks one and splits work.
 
     It starts nothing and reserves nothing: two callers that select at the same moment get the same
@@ -73,7 +72,7 @@ class GPUClusteringManager:
         self._hardware: dict[tuple[str, str], str] = {}
         self._turns = Turns()
         self._health = DeviceHealth(clock=clock, stale_after_seconds=stale_after_seconds)
-        self._strangers: set[str] = set()
+        self._strangers = Strangers()
         self._collector: TelemetryCollector | None = None
         self._distributor: WorkloadDistributor | None = None
         self._selector: FastSelector | None = None
@@ -126,7 +125,7 @@ class GPUClusteringManager:
             self._health.watch(device)
             if self._keeper is not None:
                 self._keeper.register(device)
-            self._strangers.discard(device.device_id)
+            self._strangers.welcome(device.device_id)
             self._changed(device)
         logger.info("registered %s (%s)", device.device_id, device.name)
 
@@ -190,8 +189,7 @@ class GPUClusteringManager:
         with self._lock:
             self._require_open()
             if self._is_registered(metrics.device_id):
-                self._observe(metrics)
-                self._changed(self._devices[metrics.device_id])
+                self._take(metrics)
 
     async def record_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Keep a heartbeat and its sample; treated as :meth:`record_metrics` treats strangers.
@@ -232,6 +230,8 @@ class GPUClusteringManager:
         """All that a choice may look at, as it is now: what ``select`` and ``explain`` take."""
         with self._lock:
             self._require_open()
+            if self.node is not None:
+                return self.node.snapshot()
             return Snapshot(
                 devices=tuple(self._state(device) for device in self._devices.values()),
                 version=self._version,
@@ -307,7 +307,7 @@ class GPUClusteringManager:
         return distribute(self._distributor, snapshot, tasks, strategy, terms)
 
     def lease(self, **request: Any) -> AbstractAsyncContextManager[LeasedDevice]:
-        """Hold the best registered device of this machine: ``async with manager.lease(...)``.
+        """Hold the best device here, or of the cluster: ``async with manager.lease(...)``.
 
         Takes what :func:`exo.gpu.lease` takes, less the devices. As everywhere in the manager,
         whatever was registered is considered, of whatever class and runtime.
@@ -320,18 +320,18 @@ class GPUClusteringManager:
         """
         from exo.gpu.coordination.async_leases import lease_among
 
-        return lease_among(self.list_devices(), **request)
+        return lease_among(self.list_devices(), node=self.node, **request)
 
     async def shutdown(self) -> None:
         """Forget everything; every later call raises, but shutting down again is harmless.
 
         It returns once the history is on disk, where one is kept, or after ten seconds.
         """
+        self.leave()
         with self._lock:
             self._closed = True
             self._devices.clear()
             self._hardware.clear()
-            self._strangers.clear()
             self._collector = None
             self._distributor = None
             self._selector = None
@@ -375,17 +375,17 @@ class GPUClusteringManager:
             for told in (metrics, *events):
                 self._keeper.add(told)
 
+    def _take(self, metrics: GPUMetrics) -> None:
+        with self._lock:
+            self._observe(metrics)
+            self._changed(self._devices[metrics.device_id])
+
     def _require_open(self) -> None:
         if self._closed:
             raise ManagerClosed("this GPUClusteringManager was shut down; make a new one")
 
     def _is_registered(self, device_id: str) -> bool:
-        if device_id in self._devices:
-            return True
-        if device_id not in self._strangers and len(self._strangers) < _STRANGERS_NAMED:
-            self._strangers.add(device_id)
-            logger.warning("dropped what %r sent: it is not registered", device_id)
-        return False
+        return device_id in self._devices or self._strangers.refuse(device_id)
 
     def _state(self, device: GPUDevice) -> DeviceState:
         sample = self._telemetry.get_metrics(device.device_id)

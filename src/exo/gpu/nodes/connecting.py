@@ -29,19 +29,18 @@ def connect(
     *,
     runtime_env: Mapping[str, Any] | None = None,
     on_change: Callable[[], None] = lambda: None,
-    version: str,
 ) -> ClusterNode:
     """All nodes of a cluster as one node.
 
     ``address`` is ``HOST:6379``, ``ray://HOST:10001`` or ``auto``; by default what ``RAY_ADDRESS``
     says, else the cluster of this machine. ``runtime_env`` is Ray's, for the workers of this
-    program. ``version`` is what every agent has to run.
+    program.
 
     Raises:
         ClusterError: where there is none, or none of its nodes answers, with what to do.
 
     """
-    carrier = RayCarrier(address, version)
+    carrier = RayCarrier(address)
     try:
         table = ClusterTable()
         driver = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -8,15 +8,14 @@ import os
 import sys
 import threading
 import time
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from exo.gpu.nodes.cluster.roads import Place
 from exo.gpu.vocabulary.errors import ClusterError, ExoGpuError, NodeLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 logger = logging.getLogger("exo.gpu.nodes.ray_cluster")
 
@@ -56,20 +55,13 @@ def ray_module() -> Any:
     return ray
 
 
-class _Options(msgspec.Struct, frozen=True):
-    """How Ray is joined, for comparison with how it was joined before."""
-
-    address: str
-    runtime_env: dict[str, Any] | None
-
-
 class RayCarrier:
     """A :class:`~exo.gpu.nodes.cluster.roads.Carrier` over a Ray cluster that is joined by it.
 
     Where this process has joined Ray already, that connection is used, and left as it is.
     """
 
-    def __init__(self, address: str | None, version: str) -> None:
+    def __init__(self, address: str | None) -> None:
         """Join the cluster at an address, or the one that ``RAY_ADDRESS`` or Ray itself knows.
 
         Raises:
@@ -77,7 +69,7 @@ class RayCarrier:
 
         """
         self._ray = ray_module()
-        self._version = version
+        self._version = version("exo-gpu")
         self._own = not self._ray.is_initialized()
         self._closed = False
         if self._own:
@@ -108,8 +100,7 @@ class RayCarrier:
         """
         try:
             found = self._ray.nodes()
-        except Exception as error:
-            # The node-connection border.
+        except Exception as error:  # noqa: BLE001 - the node-connection border
             raise ClusterError(
                 f"the head of the cluster does not answer: {_first_line(error)}; what was done is "
                 "kept by a journal, if one was asked for"
@@ -163,7 +154,7 @@ class RayCarrier:
         for name, keeper in keepers.items():
             try:
                 found[name] = (self._ray.get(keeper.facts.remote(names), timeout=600.0), keeper)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the node-connection border
                 # The node-connection border: an environment that cannot be made is one's own fault.
                 raise ClusterError(
                     f"node {name} cannot make the runtime_env: {_first_line(error)}"
@@ -198,8 +189,7 @@ class RayCarrier:
                 max_task_retries=0,
                 **self._pin(place, node.get("Labels") or {}),
             ).remote(place.name, hide_cuda=bool(managed and not granted))
-        except Exception as error:
-            # The node-connection border.
+        except Exception as error:  # noqa: BLE001 - the node-connection border
             raise NodeLost(f"no agent starts there: {_first_line(error)}") from None
 
     def _pin(self, place: Place, labels: Mapping[str, str]) -> dict[str, Any]:
@@ -258,7 +248,7 @@ class RayRoad:
             if isinstance(cause, (ExoGpuError, OSError, LookupError)):
                 raise cause from None
             raise NodeLost(f"node {self._node} broke: {_first_line(error)}") from error
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the node-connection border
             # The node-connection border: Ray has a class for each way to be gone.
             raise NodeLost(f"node {self._node} is gone: {_first_line(error)}") from None
 
@@ -274,14 +264,13 @@ class _Agent:
     """The actor: an agent's service in a process that Ray keeps alive."""
 
     def __init__(self, node: str, *, hide_cuda: bool) -> None:
-        from exo.gpu import __version__
         from exo.gpu.nodes.cluster.service import AgentService
 
         environ = dict(os.environ)
         if hide_cuda:  # all of Ray's GPUs here are somebody else's
             environ["CUDA_VISIBLE_DEVICES"] = ""
-        self._version = __version__
-        self._service = AgentService(node, __version__, _fetch, environ)
+        self._version = version("exo-gpu")
+        self._service = AgentService(node, self._version, _fetch, environ)
 
     def listen(self, call: str, arguments: tuple[Any, ...]) -> Any:
         """Polls."""
@@ -320,17 +309,15 @@ class _Surroundings:
         }
 
 
-_TOKEN_HELP = (
-    "the cluster refuses this token: copy ~/.ray/auth_token from the head, or set RAY_AUTH_TOKEN"
-)
-
-
 def _why_not(address: str, error: Exception) -> str:
     """One line that says what to do about a cluster that cannot be joined."""
     text = str(error)
     lower = text.lower()
     if "auth" in lower or "token" in lower:
-        return f"{_TOKEN_HELP} ({address})"
+        return (
+            f"the cluster at {address} refuses this token: copy ~/.ray/auth_token from its head, "
+            "or set RAY_AUTH_TOKEN"
+        )
     if "version mismatch" in lower:
         return (
             f"the cluster at {address} runs another version: {' '.join(text.split())}; install "

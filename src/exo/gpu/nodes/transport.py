@@ -114,6 +114,14 @@ class Node(Protocol):
         ...
 
 
+class LeaseNode(Node, Protocol):
+    """A node at which leases are held by themselves, and not for slots alone."""
+
+    def look_after(self) -> None:
+        """Tell the log where what is held takes more memory than it declared, from now on."""
+        ...
+
+
 @runtime_checkable
 class CordonKeeper(Protocol):
     """A node that keeps devices out of scheduling, for all who share its machine."""

@@ -201,14 +201,16 @@ class ClusterNode:
         self._slots[slot_id].order("allow", slot_id, work_id, count)
 
     def close_slots(self, slot_ids: tuple[int, ...], *, kill: bool = False) -> None:
-        """End slots together and release their leases; returns at once."""
+        """End slots together and release their leases, of all nodes at once."""
         of: dict[Member, list[int]] = {}
         for slot_id in slot_ids:
             member = self._slots.pop(slot_id, None)
             if member is not None:
                 of.setdefault(member, []).append(slot_id)
-        for member, numbers in of.items():
-            member.close_slots(tuple(numbers), kill=kill)
+        if of:
+            with ThreadPoolExecutor(len(of)) as pool:
+                for member, numbers in of.items():
+                    pool.submit(member.close_slots, tuple(numbers), kill=kill)
         for slot_id in slot_ids:
             self._proposals.closed(slot_id)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import OrderedDict, deque
@@ -75,7 +76,9 @@ class Member:
         self._on_batch = on_batch
         self._on_loss = on_loss
         self._slots: dict[int, FarSlot] = {}
-        self._functions: OrderedDict[int, None] = OrderedDict()
+        # By the id of its payload, which is held so that no other can have it: callers count anew.
+        self._functions: OrderedDict[int, tuple[int, Any]] = OrderedDict()
+        self._function_numbers = itertools.count()
         self._lock = threading.RLock()
         self._over = threading.Event()
         facts: dict[str, Any] = road.ask("hello", driver, timeout_seconds=ANSWER_SECONDS)
@@ -139,21 +142,36 @@ class Member:
             if slot is None:
                 return
             slot.works.append(SentWork(work.work_id, work.items, 0, len(work.items)))
-            fresh = work.function is not None and work.function not in self._functions
+            fresh = False
             if work.function is not None:
-                self._functions[work.function] = None
-                self._functions.move_to_end(work.function)
-                if len(self._functions) > FUNCTIONS_KEPT:
-                    self._functions.popitem(last=False)
+                fresh, function = self._function(work.function_payload)
+                work = msgspec.structs.replace(work, function=function)
             packed = pack_work(work, self._shelf.take, with_function=fresh)
             self.order("submit", number, packed)
 
+    def _function(self, payload: Any) -> tuple[bool, int]:
+        """Whether the agent does not have a function yet, and its number there."""
+        fresh = id(payload) not in self._functions
+        if fresh:
+            self._functions[id(payload)] = (next(self._function_numbers), payload)
+            if len(self._functions) > FUNCTIONS_KEPT:
+                self._functions.popitem(last=False)
+        self._functions.move_to_end(id(payload))
+        return fresh, self._functions[id(payload)][0]
+
+    def settle(self, call: str, *arguments: Any) -> None:
+        """Have something done and wait for it; harmless where the node is lost."""
+        try:
+            self._on_batch(self.name, self.ask("settle", call, *arguments))
+        except NodeLost as error:
+            logger.debug("%s: %s", call, error)
+
     def close_slots(self, numbers: tuple[int, ...], *, kill: bool) -> None:
-        """End slots; harmless for those that are gone."""
+        """End slots and wait for that; harmless for those that are gone."""
         with self._lock:
             mine = tuple(number for number in numbers if self._slots.pop(number, None))
         if mine:
-            self.order("close_slots", mine, kill)
+            self.settle("close_slots", mine, kill)
 
     def lose(self, reason: str) -> None:
         """It counts no more: what it had not reported is told to be open; harmless twice."""

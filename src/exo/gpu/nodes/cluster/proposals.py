@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +20,13 @@ from exo.gpu.vocabulary.lease import Waiter
 from exo.gpu.vocabulary.request import DEFAULT_POLICY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from exo.gpu.nodes.cluster.member import Member
     from exo.gpu.nodes.cluster.membership import Membership
     from exo.gpu.nodes.cluster.table import ClusterTable
     from exo.gpu.nodes.leasing import OnWait
+    from exo.gpu.scheduling.policies import Policy
     from exo.gpu.vocabulary.request import Request
 
 logger = logging.getLogger("exo.gpu.nodes.cluster.proposals")
@@ -34,6 +36,9 @@ MOST_DECISIONS = 3
 
 # Who waits decides anew as often: a node tells what changed there within a second.
 POLL_SECONDS = 0.5
+
+# So many nodes are asked at the same time.
+MOST_AT_ONCE = 32
 
 # A node answers a proposal at once, unless memory is just coming back there.
 GRANT_SECONDS = 20.0
@@ -83,7 +88,7 @@ class Proposals:
         """Let go of a lease; harmless twice."""
         member = self.granted.pop(lease_id, None)
         if member is not None:
-            member.order("release", lease_id)
+            member.settle("release", lease_id)
 
     def opened(self, slot_id: int, lease_id: str) -> None:
         """A slot works under a lease, which ends with it."""
@@ -101,13 +106,11 @@ class Proposals:
         policies = policies_for(request)
         refused: Grant | None = None
         for _ in range(MOST_DECISIONS):
-            if len(self._table) > FULL_DECISION_DEVICES:
-                chosen = self._table.choose(request, policies)
-                decision = Decision(request=request, chosen=chosen)
-                if not chosen:
-                    decision = self._table.decide(request, policies)
-            else:
-                decision = self._table.decide(request, policies)
+            decision = self._decide(request, policies)
+            if not decision.chosen and not decision.never:
+                # What a node told last is a second old, and may have changed for the better.
+                self.refresh()
+                decision = self._decide(request, policies)
             if not decision.chosen:
                 return Grant(decision)
             lease_ids, refused = self._propose(decision, wait_seconds, lasts_seconds)
@@ -115,6 +118,26 @@ class Proposals:
                 return Grant(decision, lease_ids)
         assert refused is not None, "whoever gets no leases was refused"
         return refused
+
+    def _decide(self, request: Request, policies: Mapping[str, Policy]) -> Decision:
+        if len(self._table) > FULL_DECISION_DEVICES:
+            chosen = self._table.choose(request, policies)
+            if chosen:
+                return Decision(request=request, chosen=chosen)
+        return self._table.decide(request, policies)
+
+    def refresh(self) -> None:
+        """Have every node tell how it is now; one that does not answer is lost soon enough."""
+        members = tuple(self._membership.members.values())
+
+        def look(member: Member) -> None:
+            with contextlib.suppress(NodeLost):
+                batch = member.ask("look", timeout_seconds=GRANT_SECONDS)
+                self._table.take(batch, whose=member.name)
+
+        if members:
+            with ThreadPoolExecutor(min(MOST_AT_ONCE, len(members))) as pool:
+                list(pool.map(look, members))
 
     def _propose(
         self, decision: Decision, wait_seconds: float | None, lasts_seconds: float | None

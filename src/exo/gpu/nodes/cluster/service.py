@@ -33,6 +33,9 @@ CADENCE_SECONDS = 1.0
 
 _SEARCH_SECONDS = 30.0
 
+# An order that takes longer, such as to end a process that hangs in a driver, goes on by itself.
+SETTLE_SECONDS = 12.0
+
 FORGOTTEN = "forgotten"
 """Answers a call under a session that has ended."""
 
@@ -135,6 +138,14 @@ class AgentService:
         session = self._sessions.get(token)
         if session is not None:
             session.order(call, arguments)
+
+    def settle(self, token: str, call: str, *arguments: Any) -> bytes | str:
+        """The same, answered once it is done by the devices as they are then."""
+        session = self._sessions.get(token)
+        if session is None:
+            return FORGOTTEN
+        session.settle(call, arguments, SETTLE_SECONDS)
+        return self._look()
 
     def answer(self, token: str, call: str, *arguments: Any) -> Any:
         """Answer a question about the node."""

@@ -83,6 +83,13 @@ class Session:
         """Do as told, after all that was told before; returns at once."""
         self._orders.put((call, arguments))
 
+    def settle(self, call: str, arguments: tuple[Any, ...], seconds: float) -> None:
+        """The same, and wait until it is done, so long."""
+        done = threading.Event()
+        self._orders.put((call, arguments))
+        self._orders.put(("mark", (done,)))
+        done.wait(seconds)
+
     def read_output(self, number: int, offset: int, count: int) -> bytes:
         """A part of a command's long output."""
         return self._held[number].read(offset, count)
@@ -113,6 +120,9 @@ class Session:
                 logger.exception("a driver's %r cannot be carried out", call)
 
     # The orders, each called from the session's own thread.
+
+    def _mark(self, done: threading.Event) -> None:
+        done.set()
 
     def _release(self, lease_id: str) -> None:
         self._leases.discard(lease_id)
