@@ -210,10 +210,9 @@ def test_what_is_wrong_is_said_in_one_line(
     if "PYTHONPATH" in environ:  # a module of that name that cannot be imported
         (tmp_path / "ray.py").write_text("raise ModuleNotFoundError('No module named ray')\n")
         environ = {"PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-m", "exo.gpu", "devices", "--cluster", address or machines.address]
+    environ = environ | {"RAY_ADDRESS": address or machines.address}
+    command = [sys.executable, "-m", "exo.gpu", "devices", "--cluster"]
     done = subprocess.run(command, env=os.environ | environ, capture_output=True, text=True)
     assert done.returncode == 1
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
-
-

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
-    from exo.gpu.nodes.local import LocalNode
+    from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.decision import Refusal
     from exo.gpu.vocabulary.snapshot import Snapshot
 
@@ -59,7 +59,7 @@ def left_out_line(left_out: Iterable[Refusal]) -> str:
     return f"left out: {text}; --all-devices or --device takes them" if text else ""
 
 
-def snapshot_of(node: LocalNode) -> Snapshot:
+def snapshot_of(node: Node) -> Snapshot:
     """All devices now, without leases where the store cannot be used; that is then said."""
     from exo.gpu.cli.main import complain
     from exo.gpu.vocabulary.errors import StoreError

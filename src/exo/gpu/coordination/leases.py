@@ -21,7 +21,7 @@ from exo.gpu.vocabulary.units import parse_duration
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from exo.gpu.nodes.transport import LeaseNode
+    from exo.gpu.nodes.transport import LeaseNode, Node
     from exo.gpu.vocabulary.decision import Decision
     from exo.gpu.vocabulary.request import Request
     from exo.gpu.vocabulary.snapshot import Snapshot
@@ -40,7 +40,7 @@ class LeasedDevice(GPUDevice, frozen=True, kw_only=True):
         return apply_changes(os.environ, self.variables)
 
 
-def decide(request: Request, *, node: LeaseNode | None = None) -> tuple[Decision, Snapshot]:
+def decide(request: Request, *, node: Node | None = None) -> tuple[Decision, Snapshot]:
     """Answer a request as things stand, and take nothing."""
     if node is None:
         with LocalNode() as opened:

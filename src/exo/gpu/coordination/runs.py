@@ -18,6 +18,7 @@ from exo.gpu.vocabulary.units import check_number, check_whole
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from exo.gpu.nodes.transport import RunNode
     from exo.gpu.scheduling.job_queue import Turn
     from exo.gpu.vocabulary.command_end import CommandEnd
     from exo.gpu.vocabulary.decision import Decision
@@ -73,7 +74,7 @@ def run_command(
     *,
     plan: RunPlan | None = None,
     listeners: Listeners | None = None,
-    node: LocalNode | None = None,
+    node: RunNode | None = None,
 ) -> CommandEnd:
     """Run a command with this process's terminal on the devices chosen for it; how it ended.
 
@@ -110,7 +111,7 @@ def run_command(
 
 
 def _run_once(
-    argv: Sequence[str], request: Request, plan: RunPlan, listeners: Listeners, node: LocalNode
+    argv: Sequence[str], request: Request, plan: RunPlan, listeners: Listeners, node: RunNode
 ) -> CommandEnd:
     def tell(waiter: Waiter, turn: Turn) -> None:
         if listeners.on_wait is not None:

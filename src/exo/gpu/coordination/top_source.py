@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Protocol
 
@@ -14,6 +15,7 @@ import msgspec
 from exo.gpu.coordination.monitor import Monitor
 from exo.gpu.coordination.processes import join
 from exo.gpu.nodes.local import LocalNode
+from exo.gpu.nodes.transport import Node
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.vocabulary.errors import ExoGpuError, StoreError
 from exo.gpu.vocabulary.metrics import SERIES, GPUMetrics
@@ -68,6 +70,24 @@ class TopSource(Protocol):
         ...
 
 
+class Watched(Protocol):
+    """What frames are taken of."""
+
+    @property
+    def node(self) -> Node:
+        """Who is asked for processes, and why there is no device."""
+        ...
+
+    @property
+    def collector(self) -> TelemetryCollector:
+        """The samples of the last minutes."""
+        ...
+
+    def snapshot(self, *, leases: bool = True) -> Snapshot:
+        """All devices as they are known now."""
+        ...
+
+
 class LocalTopSource:
     """Frames of a monitor of this machine, on a daemon thread; use it in a ``with`` block.
 
@@ -112,13 +132,18 @@ class LocalTopSource:
         note = f"no news for {quiet_seconds:.0f} s: a driver or the lease store does not answer"
         return msgspec.structs.replace(frame, notes=(*frame.notes, note))
 
-    def _run(self) -> None:
+    @contextmanager
+    def _watched(self) -> Generator[Watched]:
         with (
             self._open_node() as node,
             Monitor(
                 node, cadence_seconds=self._cadence_seconds, max_history=self._history_samples
             ) as monitor,
         ):
+            yield monitor
+
+    def _run(self) -> None:
+        with self._watched() as monitor:
             pause_seconds = min(_FIRST_SECONDS, self._cadence_seconds)
             due = time.monotonic()
             while not self._ended.wait(max(0.0, due - time.monotonic())):
@@ -131,7 +156,7 @@ class LocalTopSource:
                 due = max(due + pause_seconds, self._taken_at)
                 pause_seconds = self._cadence_seconds
 
-    def _take(self, monitor: Monitor) -> TopFrame:
+    def _take(self, monitor: Watched) -> TopFrame:
         notes: list[str] = []
         try:
             snapshot = monitor.snapshot()

@@ -12,6 +12,7 @@ from exo.gpu.nodes.cluster.membership import Membership
 from exo.gpu.nodes.cluster.table import ClusterTable
 from exo.gpu.nodes.cluster.wire import Shelf
 from exo.gpu.nodes.ray_cluster import RayCarrier
+from exo.gpu.nodes.ray_node import known_address
 from exo.gpu.vocabulary.cluster import Surroundings
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def connect(
         ClusterError: where there is none, or none of its nodes answers, with what to do.
 
     """
-    carrier = RayCarrier(address)
+    carrier = RayCarrier(address or known_address(os.environ))
     try:
         table = ClusterTable()
         driver = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"

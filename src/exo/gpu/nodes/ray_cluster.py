@@ -34,7 +34,7 @@ MATCH_VARIABLE = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
 # What an environment of its own may change besides the variables that are asked for.
 _ENVIRONMENT = ("PATH", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
 
-_INSTALL = "a cluster needs Ray: pip install 'exo-gpu[ray]'"
+INSTALL = "a cluster needs Ray: pip install 'exo-gpu[ray]'"
 
 
 def ray_module() -> Any:
@@ -51,7 +51,7 @@ def ray_module() -> Any:
         import ray
         import ray.util.scheduling_strategies
     except ImportError:
-        raise ClusterError(_INSTALL) from None
+        raise ClusterError(INSTALL) from None
     return ray
 
 

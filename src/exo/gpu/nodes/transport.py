@@ -8,10 +8,11 @@ from exo.gpu.vocabulary.decision import Decision
 from exo.gpu.vocabulary.messages import WireValue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from exo.gpu.discovery import DiscoveryReport
     from exo.gpu.scheduling.job_queue import Turn
+    from exo.gpu.vocabulary.command_end import CommandEnd
     from exo.gpu.vocabulary.health import Cordon
     from exo.gpu.vocabulary.job import SlotEvent, SlotOutput, SlotSetup, Work
     from exo.gpu.vocabulary.lease import Waiter
@@ -119,6 +120,21 @@ class LeaseNode(Node, Protocol):
 
     def look_after(self) -> None:
         """Tell the log where what is held takes more memory than it declared, from now on."""
+        ...
+
+
+class RunNode(Node, Protocol):
+    """A node that runs one command for whoever waits for it."""
+
+    def run_attached(
+        self,
+        argv: Sequence[str],
+        lease_ids: tuple[str, ...],
+        *,
+        overrun: str = "warn",
+        timeout_seconds: float | None = None,
+    ) -> CommandEnd:
+        """Run it under the leases to its end; how it ended."""
         ...
 
 

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from exo.gpu.cli.context import print_json, snapshot_of
+from exo.gpu.cli.machines import cluster_option, open_node
 from exo.gpu.cli.main import complain
 from exo.gpu.telemetry.probe_cache import PairCache, pairs_path
 
@@ -31,8 +32,9 @@ LISTING_SECONDS = 1.5
     is_flag=True,
     help="Ask all drivers, also where what they said before would do, and wait for slow ones.",
 )
+@cluster_option
 @click.option("--forget", metavar="ID", help="Drop a missing device from the registry.")
-def command(as_json: bool, refresh: bool, forget: str | None) -> None:
+def command(as_json: bool, refresh: bool, cluster: bool, forget: str | None) -> None:
     """List every device and what it is doing now.
 
     What a device does not tell is "-" here and null in JSON, never 0. The second line of a
@@ -40,9 +42,10 @@ def command(as_json: bool, refresh: bool, forget: str | None) -> None:
     output, on a fake driver, or never.
     """
     from exo.gpu.backends.support import shown
-    from exo.gpu.nodes.local import LocalNode
 
-    with LocalNode() as node:
+    if cluster and (forget is not None or refresh):
+        raise click.UsageError("--forget and --refresh are for the machine itself, not --cluster")
+    with open_node(cluster=cluster) as node:
         patience = None if refresh else LISTING_SECONDS
         report = node.inventory(refresh=refresh, links=as_json, deadline_seconds=patience)
         if forget is not None:
@@ -50,7 +53,8 @@ def command(as_json: bool, refresh: bool, forget: str | None) -> None:
             report = node.inventory()
         states = snapshot_of(node).devices
         failures = node.sample_failures
-    support = {finding.backend: shown(finding.backend) for finding in report.findings}
+    backends = {one.backend for one in (*report.findings, *report.devices)}
+    support = {name: shown(name) for name in backends}
     if as_json:
         print_json(
             {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exo.gpu.cli.context import print_json
+from exo.gpu.cli.machines import cluster_option, open_node
 from exo.gpu.cli.main import complain
 
 if TYPE_CHECKING:
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 
 @click.group(invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+@cluster_option
 @click.pass_context
-def command(ctx: click.Context, as_json: bool) -> None:
+def command(ctx: click.Context, as_json: bool, cluster: bool) -> None:
     """Say who holds which device, and who waits.
 
     A lease ends with the last process under it. SEEN is what its processes hold now as the driver
@@ -25,9 +27,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    from exo.gpu.nodes.local import LocalNode
-
-    with LocalNode() as node:
+    with open_node(cluster=cluster) as node:
         leases, line = node.leases(), node.line()
     if as_json:
         print_json(
@@ -51,16 +51,16 @@ def command(ctx: click.Context, as_json: bool) -> None:
     is_flag=True,
     help="Also while processes work under it: the next holder then shares the device with them.",
 )
-def release(name: str, force: bool) -> None:
+@cluster_option
+def release(name: str, force: bool, cluster: bool) -> None:
     """End a lease, or take who waits out of the line, by its ID.
 
     Only its owner and root may. A lease ends by itself with the last process under it, so this
     is for one whose processes cannot be ended.
     """
-    from exo.gpu.nodes.local import LocalNode
     from exo.gpu.vocabulary.lease import Waiter
 
-    with LocalNode() as node:
+    with open_node(cluster=cluster) as node:
         record = node.end_lease(name, force=force)
     if isinstance(record, Waiter):
         complain(f"{name} is out of the line")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exo.gpu.cli.context import duration, files, make_request, request_options_of_many
+from exo.gpu.cli.machines import cluster_option
 from exo.gpu.cli.map.halt import halt_option
 from exo.gpu.cli.waiting import wait_options, wait_seconds
 
@@ -84,6 +85,7 @@ _OPTIONS = (
     click.option("--name", default="", metavar="TEXT", help="What the job is called."),
     click.option("--sync", is_flag=True, help="Have each record on the disk before going on."),
     click.option("--eta", is_flag=True, help="A bar for each device, and how long it will take."),
+    cluster_option,
     click.option("--dry-run", is_flag=True, help="Print the commands and run none."),
 )
 
@@ -176,6 +178,7 @@ def _run(
         name=options["name"],
         sync=options["sync"],
         wait_seconds=wait_seconds(options),
+        cluster=options["cluster"],
     )
     return MapJob(templates, items, settings).run(requests)
 

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from exo.gpu.cli.context import print_json, snapshot_of
+from exo.gpu.cli.machines import cluster_option, open_node
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Exit status: 0; 69 no device here is called that; 2 usage.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+@cluster_option
 @click.option(
     "--device",
     "devices",
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     metavar="ID",
     help="Only this device (id, alias or hardware id); may be repeated.",
 )
-def command(as_json: bool, devices: tuple[str, ...]) -> None:
+def command(as_json: bool, cluster: bool, devices: tuple[str, ...]) -> None:
     """Say who holds what on every device.
 
     Processes and leases stand side by side. USED is what a process holds of the device's memory,
@@ -36,9 +38,8 @@ def command(as_json: bool, devices: tuple[str, ...]) -> None:
     is not known is "-" here and null in JSON, with the reason below the table.
     """
     from exo.gpu.coordination.processes import occupancy
-    from exo.gpu.nodes.local import LocalNode
 
-    with LocalNode() as node:
+    with open_node(cluster=cluster) as node:
         wanted = _wanted(devices, node.inventory().devices)
         everybody = occupancy(node, snapshot_of(node))
     shown = _only(everybody, wanted)

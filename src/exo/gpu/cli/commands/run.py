@@ -16,6 +16,7 @@ from exo.gpu.cli.context import (
     make_request,
     request_options,
 )
+from exo.gpu.cli.machines import cluster_option, open_node
 from exo.gpu.cli.main import complain
 from exo.gpu.cli.waiting import wait_options, wait_seconds
 
@@ -64,6 +65,7 @@ _WITHOUT_LEASE = "no lease is held: nothing keeps others from the device, now or
     help="What becomes of a command that takes more memory than it declared, as far as the driver "
     "tells.",
 )
+@cluster_option
 @click.option("--dry-run", is_flag=True, help="Say what would run where and why; nothing is taken.")
 @click.option(
     "--env-only",
@@ -94,7 +96,7 @@ def command(argv: tuple[str, ...], dry_run: bool, env_only: bool, **options: Any
     words = shlex.join(argv) or "exo-gpu run --env-only"
     request = make_request(options["name"] or words, options)
     if env_only or dry_run:
-        _print_choice(request, argv)
+        _print_choice(request, argv, cluster=options["cluster"])
         return 0
     return _run(argv, request, patience, options)
 
@@ -114,7 +116,8 @@ def _run(
         on_wait=complain, on_start=_tell_runtimes_left_out, on_retry=_tell_of_retry
     )
     try:
-        end = run_command(argv, request, plan=plan, listeners=listeners)
+        with open_node(cluster=options["cluster"]) as node:
+            end = run_command(argv, request, plan=plan, listeners=listeners, node=node)
     except FileNotFoundError:
         complain(f"there is no command {argv[0]!r}")
         return NO_SUCH_COMMAND
@@ -127,15 +130,14 @@ def _run(
     return end.status
 
 
-def _print_choice(request: Request, argv: Sequence[str]) -> None:
+def _print_choice(request: Request, argv: Sequence[str], *, cluster: bool) -> None:
     """Lines for a shell: what pins a process, and of a command also why, and itself."""
     from exo.gpu.cli.render import shell_lines
     from exo.gpu.coordination.leases import decide
     from exo.gpu.coordination.slots import refusal
-    from exo.gpu.nodes.local import LocalNode
     from exo.gpu.scheduling.selector import explain
 
-    with LocalNode() as node:
+    with open_node(cluster=cluster) as node:
         decision, snapshot = decide(request, node=node)
         if not decision.chosen:
             raise refusal(decision)

@@ -13,6 +13,7 @@ from exo.gpu.cli.context import (
     print_json,
     request_options,
 )
+from exo.gpu.cli.machines import cluster_option, open_node
 from exo.gpu.cli.main import complain
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     help="Device ids, hardware ids, shell lines for eval that pin a process, or JSON.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-def command(form: str, as_json: bool, explain: bool, **options: Any) -> None:
+@cluster_option
+def command(form: str, as_json: bool, explain: bool, cluster: bool, **options: Any) -> None:
     """Choose devices for a piece of work, and say why.
 
     Nothing is reserved: another process may get there first. 'exo-gpu run' takes a lease.
@@ -45,12 +47,11 @@ def command(form: str, as_json: bool, explain: bool, **options: Any) -> None:
     """  # noqa: D301 - \b is click's mark of lines that stay as they are
     from exo.gpu.coordination.leases import decide
     from exo.gpu.coordination.slots import refusal
-    from exo.gpu.nodes.local import LocalNode
     from exo.gpu.scheduling.selector import explain as explanation_of
 
     request = make_request("exo-gpu select", options)
     form = "json" if as_json else form
-    with LocalNode() as node:
+    with open_node(cluster=cluster) as node:
         decision, snapshot = decide(request, node=node)
         text = explanation_of(decision, snapshot) if explain else ""
         if form == "json":

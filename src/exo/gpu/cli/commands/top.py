@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exo.gpu.cli.context import duration_from, print_json, snapshot_of
+from exo.gpu.cli.machines import cluster_option, open_node
 from exo.gpu.cli.main import FAILURE, SUCCESS, complain
 
 if TYPE_CHECKING:
@@ -37,14 +38,15 @@ _LOG_LINES = 20
     metavar="TIME",
     help="How often devices are read, such as 5s; 1s by default.",
 )
-def command(once: bool, as_json: bool, cadence_seconds: float | None) -> int:
+@cluster_option
+def command(once: bool, as_json: bool, cluster: bool, cadence_seconds: float | None) -> int:
     """Watch every device, its users and its health live.
 
     Keys: s sorts by the next column, r reverses, arrows choose a device, p pauses, d shows all
     about it, ? explains, q quits. The live table needs Textual (pip install 'exo-gpu[tui]').
     """
     if once or as_json:
-        _print_once(as_json=as_json)
+        _print_once(as_json=as_json, cluster=cluster)
         return SUCCESS
     try:
         from exo.gpu.cli.top.app import TopApp
@@ -61,7 +63,12 @@ def command(once: bool, as_json: bool, cadence_seconds: float | None) -> int:
         raise click.UsageError("the live table needs a terminal; --once prints a plain one")
     from exo.gpu.coordination.top_source import CADENCE_SECONDS, LocalTopSource
 
-    with _held_logs(), LocalTopSource(cadence_seconds=cadence_seconds or CADENCE_SECONDS) as source:
+    kind = LocalTopSource
+    if cluster:
+        from exo.gpu.coordination.cluster_top import ClusterTopSource
+
+        kind = ClusterTopSource
+    with _held_logs(), kind(cadence_seconds=cadence_seconds or CADENCE_SECONDS) as source:
         TopApp(source).run()
     return SUCCESS
 
@@ -94,11 +101,10 @@ class _HeldLog(logging.Handler):
         self.records.append(record)
 
 
-def _print_once(*, as_json: bool) -> None:
+def _print_once(*, as_json: bool, cluster: bool) -> None:
     from exo.gpu.coordination.processes import occupancy
-    from exo.gpu.nodes.local import LocalNode
 
-    with LocalNode() as node:
+    with open_node(cluster=cluster) as node:
         snapshot = snapshot_of(node)
         everybody = occupancy(node, snapshot)
         failures = node.sample_failures

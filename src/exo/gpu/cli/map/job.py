@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exo.gpu.cli.context import left_out_line
+from exo.gpu.cli.machines import open_node
 from exo.gpu.cli.main import complain
 from exo.gpu.cli.map.joblog import Joblog
 from exo.gpu.cli.map.keeping import open_recording
@@ -46,6 +47,7 @@ class Settings(NamedTuple):
     name: str
     sync: bool
     wait_seconds: float | None
+    cluster: bool
 
 
 class MapJob:
@@ -72,10 +74,13 @@ class MapJob:
         """
         settings = self._settings
         with ExitStack() as stack:
+            # A node of this machine alone is the run's own to open and close.
+            node = stack.enter_context(open_node(cluster=True)) if settings.cluster else None
             run = stack.enter_context(
                 map_commands(
                     self._commands(),
                     request=requests,
+                    node=node,
                     slots=settings.slots,
                     wait_seconds=settings.wait_seconds,
                     retry=RetryPolicy(retries=settings.retries, grow=settings.grow),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from exo.gpu.nodes.cluster.batches import leases_of_node
+from exo.gpu.nodes.cluster.far_command import run_far
 from exo.gpu.nodes.cluster.member import FarSlot
 from exo.gpu.nodes.cluster.proposals import Proposals
 from exo.gpu.vocabulary.errors import BackendError, NodeLost, NoSuchLease
@@ -20,7 +21,7 @@ from exo.gpu.vocabulary.inventory import DiscoveryReport
 from exo.gpu.vocabulary.job import SlotFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from exo.gpu.nodes.cluster.member import Member
     from exo.gpu.nodes.cluster.membership import Membership
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from exo.gpu.nodes.transport import Grant
     from exo.gpu.scheduling.job_queue import Turn
     from exo.gpu.vocabulary.cluster import NodeStanding, Surroundings
+    from exo.gpu.vocabulary.command_end import CommandEnd
     from exo.gpu.vocabulary.job import SlotEvent, SlotOutput, SlotSetup, Work
     from exo.gpu.vocabulary.lease import Lease, Waiter
     from exo.gpu.vocabulary.process import ProcessList
@@ -233,6 +235,33 @@ class ClusterNode:
         local = tuple(device_id for _, _, device_id in parts)
         member = self._membership.member(names.pop())
         return member.ask("answer", "environment", local, lease_ids)
+
+    def run_attached(
+        self,
+        argv: Sequence[str],
+        lease_ids: tuple[str, ...],
+        *,
+        overrun: str = "warn",
+        timeout_seconds: float | None = None,
+    ) -> CommandEnd:
+        """Run a command under a lease at its node; what it prints comes out here at its end.
+
+        A terminal does not travel: it has no standard input. Its agent looks after its memory.
+
+        Raises:
+            BackendError: for several devices, or an ``overrun`` other than ``warn``.
+
+        """
+        if len(lease_ids) != 1 or overrun == "kill":
+            raise BackendError("a command of a cluster has one device, and --overrun warn or off")
+        return run_far(self, argv, lease_ids[0], timeout_seconds=timeout_seconds)
+
+    def lease_device(self, lease_id: str) -> str:
+        """The id of the device that a lease of this program is on; empty where it is gone."""
+        for state in self._table.snapshot().devices:
+            if any(lease.lease_id == lease_id for lease in state.leases):
+                return state.device.device_id
+        return ""
 
     def leases(self) -> tuple[Lease, ...]:
         """All live leases of all nodes, with what their processes are seen to hold now."""
