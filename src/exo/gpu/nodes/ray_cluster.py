@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -27,6 +28,8 @@ _ANSWERING, _LISTENING = 8, 32
 
 _START_SECONDS = 30.0
 _NAME_POLL_SECONDS = 0.1
+_REACH_SECONDS = 5.0
+_PATIENCE_VARIABLE = "RAY_gcs_server_port_wait_time_s"
 
 # Ray compares Python down to the patch unless told otherwise; what we send needs the minor only.
 MATCH_VARIABLE = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
@@ -49,7 +52,6 @@ def ray_module() -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
-        import ray.util.scheduling_strategies
     except ImportError:
         raise ClusterError(INSTALL) from None
     return ray
@@ -77,6 +79,7 @@ class RayCarrier:
 
     def _join(self, address: str | None) -> None:
         asked = address or os.environ.get("RAY_ADDRESS") or "auto"
+        _reach(asked)
         try:
             with _quiet_stderr(), _loopback(self._ray, asked):
                 self._ray.init(
@@ -196,9 +199,9 @@ class RayCarrier:
         """A label outlives the node's id, which is new each time it joins."""
         if labels.get(NODE_LABEL) == place.name:
             return {"label_selector": {NODE_LABEL: place.name}}
-        strategies = self._ray.util.scheduling_strategies
-        only_there = strategies.NodeAffinitySchedulingStrategy(place.key, soft=False)
-        return {"scheduling_strategy": only_there}
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(place.key, soft=False)}
 
     def _dismiss(self, place: Place, actor: Any) -> None:
         """End an agent, and wait until its name is free."""
@@ -213,10 +216,10 @@ class RayCarrier:
 
     def _free_gpus(self, place: Place) -> int:
         """GPUs of a node that Ray has given to nobody: those are all that we may take."""
-        from ray._private.state import available_resources_per_node
+        from ray._private import state
 
-        free: Mapping[str, Any] = available_resources_per_node().get(place.key, {})
-        return int(free.get("GPU", 0))
+        free: dict[str, dict[str, float]] = state.available_resources_per_node()
+        return int(free.get(place.key, {}).get("GPU", 0))
 
 
 class RayRoad:
@@ -309,16 +312,29 @@ class _Surroundings:
         }
 
 
+def _reach(address: str) -> None:
+    """See that something answers there at all: Ray itself would try for minutes.
+
+    Raises:
+        ClusterError: where nothing does.
+
+    """
+    host, _, port = address.rpartition(":")
+    if "/" in host or not host or not port.isdecimal():
+        return  # "auto", or a way that only Ray understands
+    try:
+        socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"no cluster answers at {address}: is the head running there, and is the port right? "
+            f"({error})"
+        ) from None
+
+
 def _why_not(address: str, error: Exception) -> str:
     """One line that says what to do about a cluster that cannot be joined."""
     text = str(error)
-    lower = text.lower()
-    if "auth" in lower or "token" in lower:
-        return (
-            f"the cluster at {address} refuses this token: copy ~/.ray/auth_token from its head, "
-            "or set RAY_AUTH_TOKEN"
-        )
-    if "version mismatch" in lower:
+    if "version mismatch" in text.lower():
         return (
             f"the cluster at {address} runs another version: {' '.join(text.split())}; install "
             "the same Ray and the same minor version of Python on all nodes"
@@ -329,8 +345,8 @@ def _why_not(address: str, error: Exception) -> str:
             "RAY_ADDRESS=HOST:6379 names one"
         )
     return (
-        f"no cluster answers at {address}: is the head running there, and is the port right? "
-        f"({_first_line(error)})"
+        f"what answers at {address} refuses this token, or is no Ray cluster: copy "
+        f"~/.ray/auth_token from its head, or set RAY_AUTH_TOKEN ({_first_line(error)})"
     )
 
 
@@ -344,15 +360,19 @@ LOOPBACK = ("127.0.0.1", "localhost")
 
 @contextlib.contextmanager
 def _loopback(ray: Any, address: str) -> Any:
-    """Keep Ray from replacing the loopback address by one that can be reached from elsewhere."""
+    """Keep Ray from replacing loopback by what others can reach, and from trying for minutes."""
     constants = ray._private.ray_constants  # noqa: SLF001 - there is no setting after its import
     before = constants.ENABLE_RAY_CLUSTER
+    patience = os.environ.get(_PATIENCE_VARIABLE)
+    os.environ.setdefault(_PATIENCE_VARIABLE, "5")  # tries, of which each takes a second or more
     if address.rpartition(":")[0] in LOOPBACK:
         constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
         constants.ENABLE_RAY_CLUSTER = before
+        if patience is None:
+            os.environ.pop(_PATIENCE_VARIABLE, None)
 
 
 _STDERR = threading.Lock()

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.cluster import NodeStanding
 
 
+_LOOPBACK = ("127.0.0.1", "localhost")
+
+
 def _node_options(function: Callable[..., None]) -> Callable[..., None]:
     function = click.option(
         "--host",
@@ -59,8 +62,15 @@ def join(address: str, name: str | None, host: str) -> None:
     """Have this machine join the cluster whose head is at ADDRESS."""
     from exo.gpu.nodes.ray_node import start_node
 
-    if not address.rpartition(":")[2].isdecimal():
+    there, _, port = address.rpartition(":")
+    if not there or not port.isdecimal():
         raise click.UsageError(f"{address!r} is no HOST:PORT, such as 192.168.1.10:6379")
+    if there in _LOOPBACK:
+        raise click.UsageError("a head on loopback is alone: start it with --host ITS-IP first")
+    if host in _LOOPBACK:
+        raise click.UsageError(
+            "--host: by which address of this machine shall the others reach it?"
+        )
     _tell(start_node(os.environ, address=address, name=name, host=host))
 
 
@@ -97,7 +107,10 @@ def stop(name: str | None) -> None:
 def _tell(node: RunningNode) -> None:
     if node.head:
         complain(f"node {node.name} heads a cluster at {node.address}")
-        complain(f"on the others: exo-gpu cluster join {node.address} --host THEIR-IP")
+        if node.address.rpartition(":")[0] in _LOOPBACK:
+            complain("no other machine reaches it; with --host ITS-IP they could")
+        else:
+            complain(f"on the others: exo-gpu cluster join {node.address} --host THEIR-IP")
     else:
         complain(f"node {node.name} has joined the cluster at {node.address}")
 

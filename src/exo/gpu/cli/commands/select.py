@@ -58,7 +58,9 @@ def command(form: str, as_json: bool, explain: bool, cluster: bool, **options: A
             _print_decision(decision, snapshot, text)
         else:
             if decision.chosen:
-                changes = node.environment(decision.chosen) if form == "env" else {}
+                changes: dict[str, str | None] = {}
+                if form == "env":
+                    changes = node.environment(decision.chosen)
                 click.echo(_choice(decision, snapshot, form, changes))
             if text:
                 click.echo(_as_comment(text) if form == "env" else text)

@@ -50,7 +50,7 @@ class Shelf:
         view = np.frombuffer(buffer, np.uint8)
         if view.nbytes < SHARED_BYTES:
             return view
-        digest = hashlib.blake2b(view, digest_size=20).digest()
+        digest = hashlib.blake2b(memoryview(view), digest_size=20).digest()
         if digest in self._handles:
             self._handles.move_to_end(digest)
             return self._handles[digest][0]
@@ -70,8 +70,9 @@ def pack_parcels(batch: Batch, take: Callable[[Any], Any]) -> tuple[Any, list[An
 
 
 def _taken(one: Any, take: Callable[[Any], Any]) -> Any:
-    if isinstance(one, tuple):  # the pieces of one pickle
-        one = b"".join(one)
+    if isinstance(one, tuple):
+        pieces: tuple[Any, ...] = one
+        one = b"".join(pieces)  # of one pickle
     return take(one) if size_of(one) else b""
 
 
