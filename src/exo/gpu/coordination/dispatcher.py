@@ -21,6 +21,7 @@ from exo.gpu.coordination.open_slots import OpenSlots
 from exo.gpu.coordination.picky_jobs import PickyJobs
 from exo.gpu.coordination.tries import Tries
 from exo.gpu.execution.successes import Successes
+from exo.gpu.nodes.transport import FarNode
 from exo.gpu.scheduling.retry import RetryPolicy
 from exo.gpu.scheduling.scheduler import PullScheduler
 from exo.gpu.vocabulary.errors import ExecutorClosed, WorkerDied
@@ -107,7 +108,8 @@ class Dispatcher:
         self._node = node
         self._own_node = own_node
         retry = retry or RetryPolicy(max_attempts=max_attempts)
-        self._scheduler = PullScheduler(max_attempts=retry.max_attempts)
+        far_seconds = node.latency_seconds if isinstance(node, FarNode) else 0.0
+        self._scheduler = PullScheduler(max_attempts=retry.max_attempts, far_seconds=far_seconds)
         self._inbox: queue.SimpleQueue[Entries | SlotEvent | _Close | _Cancel | _Nudge] = (
             inbox or queue.SimpleQueue()
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from exo.gpu.coordination.cargo import Numbers, Sent, Slot, Span, batch_of
 from exo.gpu.coordination.items import Job
 from exo.gpu.coordination.map_run import MapRun
-from exo.gpu.scheduling.scheduler import AHEAD_SECONDS, PullScheduler
+from exo.gpu.scheduling.scheduler import PullScheduler
 from exo.gpu.vocabulary.job import Work
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ class Feeder:
         sent = slot.works[0]
         silent_seconds = time.perf_counter() - sent.heard_at
         return (
-            silent_seconds < AHEAD_SECONDS  # else it is at an item that takes longer than others
+            silent_seconds
+            < self._scheduler.ahead_seconds  # else it is at an item that takes longer than others
             and not sent.recalled
             and self._scheduler.is_nearly_done(slot.number, sent.left, sent.kind)
         )

@@ -139,6 +139,16 @@ class RunNode(Node, Protocol):
 
 
 @runtime_checkable
+class FarNode(Protocol):
+    """A node that takes a while to hear and to answer."""
+
+    @property
+    def latency_seconds(self) -> float:
+        """How long it may take from the end of an item there to the next one's begin."""
+        ...
+
+
+@runtime_checkable
 class CordonKeeper(Protocol):
     """A node that keeps devices out of scheduling, for all who share its machine."""
 

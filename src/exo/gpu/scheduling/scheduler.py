@@ -70,7 +70,10 @@ class PullScheduler:
     first, alone: it may be the one that killed it.
     """
 
-    def __init__(self, *, max_attempts: int = 3) -> None:
+    def __init__(self, *, max_attempts: int = 3, far_seconds: float = 0.0) -> None:
+        """``far_seconds`` is how much longer a slot's report and its answer take than here."""
+        self.ahead_seconds = AHEAD_SECONDS + far_seconds
+        """A slot whose chunk ends within this should have its next one already."""
         self._max_attempts = max_attempts
         self._slots: dict[int, _Slot] = {}
         self._again: deque[int] = deque()
@@ -117,7 +120,7 @@ class PullScheduler:
         if slot is None or self._again:
             return False
         seconds = slot.at(kind).seconds_per_item
-        return seconds is not None and left * seconds <= AHEAD_SECONDS
+        return seconds is not None and left * seconds <= self.ahead_seconds
 
     def victim(self, left: Mapping[int, int]) -> int | None:
         """The slot whose waiting items an idle one should have, if any should.

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.request import Request
     from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 
+# What a report and its answer take within the processes that they pass, on a busy machine.
+HOPS_SECONDS = 0.04
+
 # Looking into processes and leases of a node takes its drivers a while.
 LOOK_SECONDS = 10.0
 
@@ -83,6 +86,12 @@ class ClusterNode:
     def sample_failures(self) -> dict[str, str]:
         """Why a device gave no sample; agents tell it as the reason of its health."""
         return {}
+
+    @property
+    def latency_seconds(self) -> float:
+        """From the end of an item on the farthest node to the begin of the next one."""
+        members = self._membership.members.values()
+        return HOPS_SECONDS + 2 * max((one.latency_seconds for one in members), default=0.0)
 
     def nodes(self) -> tuple[NodeStanding, ...]:
         """Every node that is or was here, and why one does not count."""

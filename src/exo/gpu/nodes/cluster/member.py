@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import statistics
 import threading
+import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,9 @@ SILENCE_SECONDS = 6.0
 
 # For a question that an agent answers at once, on a busy machine.
 ANSWER_SECONDS = 15.0
+
+# As many are enough for a median that one hiccup does not move.
+_PROBES = 5
 
 
 class FarSlot(msgspec.Struct):
@@ -88,6 +93,8 @@ class Member:
         self.pid: int = facts["pid"]
         """Of the agent's process, on its machine."""
         on_batch(place.name, facts["batch"])
+        self.latency_seconds = self._measure()
+        """There and back with nothing to do, as it was at first."""
         threading.Thread(target=self._listen, name=f"exo-gpu-{place.name}", daemon=True).start()
 
     @property
@@ -190,6 +197,14 @@ class Member:
         if not self.lost:
             self._over.set()
             self._road.tell("goodbye", self._token)
+
+    def _measure(self) -> float:
+        taken: list[float] = []
+        for _ in range(_PROBES):
+            begun = time.perf_counter()
+            self._road.ask("pause", timeout_seconds=ANSWER_SECONDS)
+            taken.append(time.perf_counter() - begun)
+        return statistics.median(taken)
 
     def _listen(self) -> None:
         try:
