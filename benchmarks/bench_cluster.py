@@ -101,11 +101,29 @@ def at_scale(nodes: int, rounds: int) -> list[Result]:
     share = statistics.median(shares) * 100
     count = nodes * DEVICES
     return [
-        Result(f"decision over {count} devices, p99 ms", slowest, typical, "our median", "", slowest,
-               1.0, "lower", len(decisions)),
-        Result(f"telemetry of {count}, % of a core", share, max(shares) * 100, "our worst second",
-               "", share, 10.0, "lower", rounds),
-    ]  # fmt: skip
+        Result(
+            f"decision over {count} devices, p99 ms",
+            slowest,
+            typical,
+            "our median",
+            "",
+            slowest,
+            1.0,
+            "lower",
+            len(decisions),
+        ),
+        Result(
+            f"telemetry of {count}, % of a core",
+            share,
+            max(shares) * 100,
+            "our worst second",
+            "",
+            share,
+            10.0,
+            "lower",
+            rounds,
+        ),
+    ]
 
 
 def empty_tasks(executor: Any, items: int, peer_items: int, version: str) -> Result:
@@ -198,7 +216,7 @@ def on_ray(found: Machines, *, quick: bool) -> list[Result]:
     items = 70 if quick else 420
     with connect_node(found.address) as node, GPUExecutor(cluster=node) as executor:
         executor.start(60)
-        results = [
+        return [
             empty_tasks(
                 executor,
                 EMPTY_ITEMS // 50 if quick else EMPTY_ITEMS,
@@ -208,7 +226,6 @@ def on_ray(found: Machines, *, quick: bool) -> list[Result]:
             unlike_nodes(executor, items, version),
             killed_node(executor, lambda: found.kill("twice"), items, "twice"),
         ]
-    return results
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from exo.gpu.vocabulary.request import Request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+NODES = ("head", "rig1", "rig2")
 ALL = {"head/cuda:0", "rig1/cuda:0", "rig2/cuda:0"}
 
 
@@ -128,6 +129,7 @@ def test_a_manager_knows_every_device_and_leases_one(
     try:
         assert {device.device_id for device in manager.list_devices()} == ALL
         assert manager.select_best_device() in ALL
+        assert manager.get_aggregated_metrics()["memory_used_bytes"] == 3 * 2**30
         assert manager.select(Request(node="rig2")).chosen == ("rig2/cuda:0",)
         split = manager.distribute_workload(range(9))
         assert {name: len(tasks) for name, tasks in split.items()} == dict.fromkeys(ALL, 3)
@@ -135,3 +137,14 @@ def test_a_manager_knows_every_device_and_leases_one(
         until(lambda: not manager.node.leases())
     finally:
         asyncio.run(manager.shutdown())
+
+
+def test_the_ways_between_nodes_are_measured_while_nobody_works(cluster: Any) -> None:
+    """Rule: each agent measures how fast it reaches the others, and not under load."""
+    routes = cluster.routes()
+    assert {(one.source, one.target) for one in routes} == {
+        (source, target) for source in NODES for target in NODES if source != target
+    }
+    assert all(one.latency_seconds > 0 for one in routes)
+    assert all(one.bandwidth_bytes_per_second > 0 for one in routes)
+    assert cluster.routes() == routes  # it is known for a while

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.metrics import GPUMetrics
 
+# However much a large cluster tells, devices that came or went are looked for as often at most.
+_LOOK_SECONDS = 1.0
+
 
 class ClusterSide:
     """What a manager has besides, once it is connected; before that it has nothing of it."""
@@ -24,6 +27,7 @@ class ClusterSide:
     """What the work of a cluster goes through; None where this machine is all there is."""
 
     _news: threading.Event | None = None
+    _gone: threading.Event
 
     @classmethod
     def connect(
@@ -47,6 +51,7 @@ class ClusterSide:
         """
         manager = cls(**options)
         manager._news = news = threading.Event()
+        manager._gone = threading.Event()
         manager.node = connect_node(address, runtime_env=runtime_env, on_change=news.set)
         manager._follow()
         threading.Thread(target=manager._listen, name="exo-gpu-cluster", daemon=True).start()
@@ -59,8 +64,9 @@ class ClusterSide:
     def leave(self) -> None:
         """Leave the cluster: what is held there ends; harmless twice and without a cluster."""
         if self.node is not None and self._news is not None:
-            self.node.close()
+            self._gone.set()
             self._news.set()
+            self.node.close()
 
     # What a manager gives.
 
@@ -81,24 +87,38 @@ class ClusterSide:
 
     def _listen(self) -> None:
         assert self._news is not None
+        assert self.node is not None
+        seen = -1
         while True:
             self._news.wait()
             self._news.clear()
-            try:
-                self._follow()
-            except ManagerClosed:
+            if self.node.roster_version != seen:
+                seen = self.node.roster_version
+                try:
+                    self._follow()
+                except ManagerClosed:
+                    return
+            self._gone.wait(_LOOK_SECONDS)
+            if self._gone.is_set():
                 return
 
     def _follow(self) -> None:
-        """Register what has come, forget what has gone, and keep each newer sample."""
+        """Register what has come, and forget what has gone."""
         assert self.node is not None
-        states = {state.device.device_id: state for state in self.node.snapshot().devices}
+        here = {device.device_id: device for device in self.node.inventory().devices}
         known = {device.device_id: device for device in self.list_devices()}
         for device_id, device in known.items():
-            if device_id not in states or states[device_id].device != device:
+            if here.get(device_id) != device:
                 self.unregister_device(device_id)
-        for device_id, state in states.items():
-            if known.get(device_id) != state.device:
-                self.register_device(state.device)
-            if state.sample is not None:
+        for device_id, device in here.items():
+            if known.get(device_id) != device:
+                self.register_device(device)
+
+    def _catch_up(self) -> None:
+        """Take the newest samples of a cluster in: as nobody else does, when they are asked for."""
+        if self.node is None:
+            return
+        registered = {device.device_id for device in self.list_devices()}
+        for state in self.node.snapshot().devices:
+            if state.sample is not None and state.device.device_id in registered:
                 self._take(state.sample)

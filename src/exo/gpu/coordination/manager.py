@@ -221,6 +221,7 @@ class GPUClusteringManager(ClusterSide):
 
         See :meth:`~exo.gpu.telemetry.collector.TelemetryCollector.get_aggregated_metrics`.
         """
+        self._catch_up()
         with self._lock:
             self._require_open()
             collector = self._telemetry
@@ -254,7 +255,12 @@ class GPUClusteringManager(ClusterSide):
         request = Request(memory_bytes=min_memory_bytes or None, all_devices=True)
         with self._lock:
             self._require_open()
-            chosen = self._table().choose(request, now=self._clock()).chosen
+            far = self.node
+            chosen = (
+                far.choose(request)
+                if far
+                else self._table().choose(request, now=self._clock()).chosen
+            )
         return chosen[0] if chosen else None
 
     def select(self, request: Request) -> Decision:

@@ -273,7 +273,7 @@ class _Agent:
         if hide_cuda:  # all of Ray's GPUs here are somebody else's
             environ["CUDA_VISIBLE_DEVICES"] = ""
         self._version = version("exo-gpu")
-        self._service = AgentService(node, self._version, _fetch, environ)
+        self._service = AgentService(node, self._version, _fetch, environ, _reach_agent)
 
     def listen(self, call: str, arguments: tuple[Any, ...]) -> Any:
         """Polls."""
@@ -293,6 +293,20 @@ class _Agent:
 
 def _name_of(place: Place) -> str:
     return f"agent-{place.name}"
+
+
+def _reach_agent(node: str) -> RayRoad:
+    """The way from one agent to another.
+
+    Raises:
+        NodeLost: where it has none.
+
+    """
+    ray = ray_module()
+    try:
+        return RayRoad(ray, ray.get_actor(f"agent-{node}", namespace=NAMESPACE), node)
+    except ValueError as error:
+        raise NodeLost(f"node {node} has no agent: {_first_line(error)}") from None
 
 
 def _fetch(handle: Any) -> Any:

@@ -65,11 +65,6 @@ class RouteFigures(WireValue, frozen=True, kw_only=True):
             "bandwidth_bytes_per_second", self.bandwidth_bytes_per_second, low=0, optional=True
         )
 
-    def seconds_for(self, count_bytes: int) -> float:
-        """How long so many bytes take to get there; without a bandwidth the latency alone."""
-        rate = self.bandwidth_bytes_per_second
-        return self.latency_seconds / 2 + (count_bytes / rate if rate else 0.0)
-
 
 class NodeStanding(WireValue, frozen=True, kw_only=True):
     """One node of a cluster, for people: whether its agent answers, and what it has."""
@@ -83,7 +78,6 @@ class NodeStanding(WireValue, frozen=True, kw_only=True):
     """Of exo-gpu, as its agent says."""
     python: str = ""
     devices: tuple[str, ...] = ()
-    routes: tuple[RouteFigures, ...] = ()
 
 
 class Surroundings(WireValue, frozen=True, kw_only=True):

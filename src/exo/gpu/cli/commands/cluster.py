@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from exo.gpu.nodes.ray_node import RunningNode
-    from exo.gpu.vocabulary.cluster import NodeStanding
+    from exo.gpu.vocabulary.cluster import NodeStanding, RouteFigures
 
 
 _LOOPBACK = ("127.0.0.1", "localhost")
@@ -76,16 +76,19 @@ def join(address: str, name: str | None, host: str) -> None:
 
 @command.command("status")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
-def status(as_json: bool) -> int:
+@click.option("--network", is_flag=True, help="Also how fast the nodes reach each other.")
+def status(as_json: bool, network: bool) -> int:
     """Say which nodes there are, what each has, and why one does not count."""
     from exo.gpu.coordination.cluster import connect_node
 
     with connect_node() as node:
         standings = node.nodes()
+        routes = node.routes() if network else ()
     if as_json:
-        print_json({"nodes": [one.to_dict() for one in standings]})
+        told = {"nodes": [one.to_dict() for one in standings]}
+        print_json(told | ({"routes": [one.to_dict() for one in routes]} if network else {}))
     else:
-        click.echo(_table(standings))
+        click.echo("\n".join((_table(standings), *map(_route, routes))))
     return SUCCESS if all(one.alive for one in standings) else FAILURE
 
 
@@ -113,6 +116,13 @@ def _tell(node: RunningNode) -> None:
             complain(f"on the others: exo-gpu cluster join {node.address} --host THEIR-IP")
     else:
         complain(f"node {node.name} has joined the cluster at {node.address}")
+
+
+def _route(route: RouteFigures) -> str:
+    rate = route.bandwidth_bytes_per_second
+    speed = "-" if rate is None else f"{rate / 1e6:.0f} MB/s"
+    way = f"{route.source} -> {route.target}"
+    return f"{way:<37} {route.latency_seconds * 1e3:.1f} ms there and back, {speed}"
 
 
 def _table(standings: Sequence[NodeStanding]) -> str:

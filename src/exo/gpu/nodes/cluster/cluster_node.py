@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shlex
@@ -16,6 +17,7 @@ from exo.gpu.nodes.cluster.batches import leases_of_node
 from exo.gpu.nodes.cluster.far_command import run_far
 from exo.gpu.nodes.cluster.member import FarSlot
 from exo.gpu.nodes.cluster.proposals import Proposals
+from exo.gpu.nodes.policies import policies_for
 from exo.gpu.vocabulary.errors import BackendError, NodeLost, NoSuchLease
 from exo.gpu.vocabulary.inventory import DiscoveryReport
 from exo.gpu.vocabulary.job import SlotFailed
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from exo.gpu.nodes.leasing import OnWait
     from exo.gpu.nodes.transport import Grant
     from exo.gpu.scheduling.job_queue import Turn
-    from exo.gpu.vocabulary.cluster import NodeStanding, Surroundings
+    from exo.gpu.vocabulary.cluster import NodeStanding, RouteFigures, Surroundings
     from exo.gpu.vocabulary.command_end import CommandEnd
     from exo.gpu.vocabulary.job import SlotEvent, SlotOutput, SlotSetup, Work
     from exo.gpu.vocabulary.lease import Lease, Waiter
@@ -102,6 +104,15 @@ class ClusterNode:
             msgspec.structs.replace(one, devices=tuple(devices.get(one.node, ())))
             for one in self._membership.standings()
         )
+
+    @property
+    def roster_version(self) -> int:
+        """Rises when devices may have come or gone."""
+        return self._table.roster_version
+
+    def choose(self, request: Request) -> tuple[str, ...]:
+        """The ids that a request would get, without reasons: quick over thousands of devices."""
+        return self._table.choose(request, policies_for(request))
 
     def inventory(self, **_: Any) -> DiscoveryReport:
         """Every device of every node that answers."""
@@ -244,6 +255,20 @@ class ClusterNode:
         local = tuple(device_id for _, _, device_id in parts)
         member = self._membership.member(names.pop())
         return member.ask("answer", "environment", local, lease_ids)
+
+    def routes(self) -> tuple[RouteFigures, ...]:
+        """How fast each node reaches each other one, as their agents measured it, if they did.
+
+        What is known already is told at once. What is not takes an agent a moment for each node,
+        and is not measured while anybody works there.
+        """
+        members = sorted(self._membership.members.items())
+        found: list[RouteFigures] = []
+        for name, member in members:
+            others = tuple(other for other, _ in members if other != name)
+            with contextlib.suppress(NodeLost):
+                found += member.ask("routes", others, timeout_seconds=LOOK_SECONDS * len(members))
+        return tuple(found)
 
     def run_attached(
         self,

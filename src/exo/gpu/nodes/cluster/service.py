@@ -14,13 +14,15 @@ import msgspec
 from exo.gpu.nodes.agent import NodeAgent
 from exo.gpu.nodes.cluster.batches import BatchMaker
 from exo.gpu.nodes.cluster.session import Session
+from exo.gpu.nodes.cluster.survey import Surveyor
 from exo.gpu.vocabulary.errors import ExoGpuError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from exo.gpu.nodes.cluster.roads import Road
     from exo.gpu.nodes.transport import Grant
-    from exo.gpu.vocabulary.cluster import NodeBatch
+    from exo.gpu.vocabulary.cluster import NodeBatch, RouteFigures
     from exo.gpu.vocabulary.request import Request
 
 logger = logging.getLogger("exo.gpu.nodes.cluster.service")
@@ -54,7 +56,10 @@ class AgentService:
         version: str,
         fetch: Callable[[Any], Any],
         environ: Mapping[str, str] | None = None,
+        reach: Callable[[str], Road] | None = None,
     ) -> None:
+        """``reach`` gives the way to another node's agent, to measure it."""
+        self._surveyor = None if reach is None else Surveyor(node, reach)
         self.node = node
         self._version = version
         self._fetch = fetch
@@ -168,10 +173,20 @@ class AgentService:
         """How many bytes arrived, for a measurement of the way here."""
         return len(payload)
 
-    @property
     def is_busy(self) -> bool:
         """Whether any driver has a slot here: then nothing is measured."""
         return any(session.has_slots for session in tuple(self._sessions.values()))
+
+    def routes(self, token: str, targets: tuple[str, ...]) -> tuple[RouteFigures, ...] | str:
+        """How fast other nodes are reached from here: measured anew where that is long ago.
+
+        While anybody works here or there, what was measured last is all there is.
+        """
+        if token not in self._sessions:
+            return FORGOTTEN
+        if self._surveyor is None:
+            return ()
+        return self._surveyor.routes(targets, busy=self.is_busy())
 
     def close(self) -> None:
         """End every session and let go of the devices; harmless twice."""

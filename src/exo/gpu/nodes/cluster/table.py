@@ -70,6 +70,8 @@ class ClusterTable:
         self._lock = threading.Lock()
         self._nodes: dict[str, _Known] = {}
         self._selector = FastSelector()
+        self.roster_version = 0
+        """Rises when devices may have come or gone."""
 
     def __len__(self) -> int:
         return len(self._selector)
@@ -104,6 +106,7 @@ class ClusterTable:
                 if state.device.device_id not in here:
                     self._selector.remove(state.device.device_id)
             self._put(fresh, now, all_of_them=True)
+            self.roster_version += 1
             return True
 
     def forget(self, node: str) -> None:
@@ -112,6 +115,7 @@ class ClusterTable:
             known = self._nodes.pop(node, None)
             for state in () if known is None else known.states:
                 self._selector.remove(state.device.device_id)
+            self.roster_version += 1
 
     def choose(self, request: Request, policies: Mapping[str, Policy]) -> tuple[str, ...]:
         """The ids that a request gets, or none; the reasons are :meth:`decide`'s."""
