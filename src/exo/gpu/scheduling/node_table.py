@@ -1,0 +1,340 @@
+"""Machines as columns: what is free on each, where equal machines share one entry.
+
+It is for thousands of machines and tens of thousands of demands: a policy scores each distinct
+content of a machine once for each kind of demand, and a decision looks the scores up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from exo.gpu.vocabulary.errors import InvalidValue
+from exo.gpu.vocabulary.units import check_whole
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+WHOLE_MILLI = 1000
+"""A whole GPU, in thousandths."""
+
+IMPOSSIBLE = -np.inf
+"""The score of a machine on which a demand does not fit."""
+
+_FIRST_STATES = 256
+
+_Key = tuple[int, int, int, tuple[int, ...], int]
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine has while nothing runs on it."""
+
+    name: str
+    cpu_milli: int
+    """Processor cores, in thousandths."""
+    memory_bytes: int
+    gpus: int
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the amounts."""
+        for field in ("cpu_milli", "memory_bytes", "gpus"):
+            check_whole(field, getattr(self, field), low=0)
+
+
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
+    """What one piece of work takes of one machine.
+
+    Raises:
+        InvalidValue: for a negative amount, or thousandths that no GPU has.
+
+    """
+
+    cpu_milli: int
+    memory_bytes: int
+    gpus: int = 0
+    gpu_milli: int = 0
+    """Of each of its GPUs, in thousandths; 0 where it takes none."""
+    models: tuple[str, ...] = ()
+    """The only models that will do; empty: any."""
+
+    def __post_init__(self) -> None:
+        """Check the amounts."""
+        for field in ("cpu_milli", "memory_bytes", "gpus"):
+            check_whole(field, getattr(self, field), low=0)
+        check_whole("gpu_milli", self.gpu_milli, low=0)
+        if self.gpu_milli > WHOLE_MILLI or bool(self.gpus) != bool(self.gpu_milli):
+            raise InvalidValue("gpu_milli", self.gpu_milli, "within 1..1000, and 0 without a GPU")
+
+    @property
+    def total_gpu_milli(self) -> int:
+        """Of all its GPUs together."""
+        return self.gpus * self.gpu_milli
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it takes a part of one GPU."""
+        return self.gpus == 1 and self.gpu_milli < WHOLE_MILLI
+
+    @property
+    def shape(self) -> Demand:
+        """The same without its memory: what a score may depend on."""
+        return msgspec.structs.replace(self, memory_bytes=0)
+
+
+def class_of(demand: Demand) -> int:
+    """0 for a part of a GPU, else how many GPUs; -1 for a demand without one."""
+    if not demand.gpus:
+        return -1
+    return 0 if demand.is_share else demand.gpus
+
+
+class States:
+    """The distinct contents of machines, numbered: free cores, free GPU by GPU, model.
+
+    ``gpu`` holds the free thousandths of each GPU, ascending, with zeros in front where a machine
+    has fewer GPUs than the widest; columns hold :attr:`count` rows that mean something. ``held``
+    has a bit for each :func:`class_of` a demand that is there, where the table keeps that.
+    """
+
+    def __init__(self, models: Sequence[str], width: int) -> None:
+        self.models = tuple(models)
+        self.width = width
+        self.count = 0
+        self.cpu_milli: Integers = np.zeros(_FIRST_STATES, np.int64)
+        self.model: Integers = np.zeros(_FIRST_STATES, np.int64)
+        self.gpus: Integers = np.zeros(_FIRST_STATES, np.int64)
+        self.gpu: Integers = np.zeros((_FIRST_STATES, width), np.int64)
+        self.held: Integers = np.zeros(_FIRST_STATES, np.int64)
+        self.keys: list[_Key] = []
+        self._numbers: dict[_Key, int] = {}
+
+    def number(
+        self, model: int, gpus: int, cpu_milli: int, free: tuple[int, ...], held: int = 0
+    ) -> int:
+        """The number of a content; ``free`` is ascending and as wide as the widest machine."""
+        key = (model, gpus, cpu_milli, free, held)
+        number = self._numbers.get(key)
+        if number is not None:
+            return number
+        number = self.count
+        if number == len(self.cpu_milli):
+            self._grow()
+        self.cpu_milli[number], self.model[number], self.gpus[number] = cpu_milli, model, gpus
+        self.gpu[number], self.held[number] = free, held
+        self._numbers[key] = number
+        self.keys.append(key)
+        self.count += 1
+        return number
+
+    def fits(self, numbers: Integers, demand: Demand) -> NDArray[np.bool_]:
+        """Where the cores, the GPUs and the model of a demand fit; memory is not looked at."""
+        fits = self.cpu_milli[numbers] >= demand.cpu_milli
+        if demand.gpus == 1:
+            fits &= self.gpu[numbers, -1] >= demand.gpu_milli
+        elif demand.gpus:
+            fits &= self.gpu[numbers, -demand.gpus] >= demand.gpu_milli if (
+                demand.gpus <= self.width
+            ) else False
+        if demand.models:
+            fits &= self.allowed(demand.models)[self.model[numbers]]
+        return fits
+
+    def allowed(self, models: Iterable[str]) -> NDArray[np.bool_]:
+        """Which models, by their number, are among these."""
+        wanted = set(models)
+        return np.array([model in wanted for model in self.models], np.bool_)
+
+    def _grow(self) -> None:
+        for name in ("cpu_milli", "model", "gpus", "gpu", "held"):
+            column: NDArray[Any] = getattr(self, name)
+            setattr(self, name, np.concatenate((column, np.zeros_like(column))))
+
+
+class NodePolicy(Protocol):
+    """Who gets what: a score for every machine, and the GPU where a part of one is taken."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Rises when what it said before no longer holds."""
+        ...
+
+    def score(
+        self, states: States, numbers: Integers, demand: Demand
+    ) -> tuple[Floats, Integers | None]:
+        """A score for each of these states, and the place of the GPU in the ascending order.
+
+        The demand fits on each of them. The higher score wins. Without places, a part of a GPU is
+        taken where it leaves the smallest rest.
+        """
+        ...
+
+    def arrived(self, demand: Demand) -> None:
+        """Look at a demand, before it is decided on."""
+        ...
+
+
+class NodeTable:
+    """Machines in a fixed order, and what is taken of them.
+
+    Among machines with equal scores the first in this order wins.
+    """
+
+    def __init__(self, machines: Sequence[Machine], *, keep_classes: bool = False) -> None:
+        """Begin empty; ``keep_classes`` also keeps of which classes the demands of each are."""
+        self._classes: list[Counter[int]] | None = (
+            [Counter() for _ in machines] if keep_classes else None
+        )
+        self.machines = tuple(machines)
+        width = max([machine.gpus for machine in machines], default=0) or 1
+        models = sorted({machine.model for machine in machines})
+        self.states = States(models, width)
+        self.memory_bytes: Integers = np.array([one.memory_bytes for one in machines], np.int64)
+        self.free = [[WHOLE_MILLI] * one.gpus for one in machines]
+        self.state: Integers = np.array(
+            [
+                self.states.number(
+                    models.index(one.model),
+                    one.gpus,
+                    one.cpu_milli,
+                    (0,) * (width - one.gpus) + (WHOLE_MILLI,) * one.gpus,
+                )
+                for one in machines
+            ],
+            np.int64,
+        )
+        self._least_memory_bytes = int(self.memory_bytes.min(initial=0))
+
+    def take(self, row: int, demand: Demand, devices: Sequence[int]) -> None:
+        """Take a demand of a machine, on these GPUs.
+
+        Raises:
+            InvalidValue: where it does not fit.
+
+        """
+        self._change(row, demand, devices, 1)
+
+    def give_back(self, row: int, demand: Demand, devices: Sequence[int]) -> None:
+        """Undo :meth:`take`."""
+        self._change(row, demand, devices, -1)
+
+    def scarce_memory(self, demand: Demand) -> bool:
+        """Whether there may be a machine with too little memory for a demand."""
+        return self._least_memory_bytes < demand.memory_bytes
+
+    def devices_for(self, row: int, demand: Demand, place: int | None = None) -> tuple[int, ...]:
+        """The GPUs that a demand takes of a machine on which it fits.
+
+        ``place`` is that of one GPU in the ascending order. Whole GPUs are taken in the order of
+        their indices, a part of one where it leaves the smallest rest.
+        """
+        free = self.free[row]
+        if not demand.gpus:
+            return ()
+        if demand.gpus > 1:
+            fitting = [index for index, left in enumerate(free) if left >= demand.gpu_milli]
+            return tuple(fitting[: demand.gpus])
+        if place is None:
+            left = min(left for left in free if left >= demand.gpu_milli)
+        else:
+            left = int(self.states.gpu[self.state[row], place])
+        return (free.index(left),)
+
+    def _change(self, row: int, demand: Demand, devices: Sequence[int], sign: int) -> None:
+        model, gpus, cpu_milli, _, _ = self.states.keys[self.state[row]]
+        free = self.free[row]
+        cpu_milli -= sign * demand.cpu_milli
+        memory_bytes = int(self.memory_bytes[row]) - sign * demand.memory_bytes
+        left = [free[index] - sign * demand.gpu_milli for index in devices]
+        machine = self.machines[row]
+        if (
+            not 0 <= cpu_milli <= machine.cpu_milli
+            or not 0 <= memory_bytes <= machine.memory_bytes
+            or len(set(devices)) != demand.gpus
+            or any(not 0 <= one <= WHOLE_MILLI for one in left)
+        ):
+            raise InvalidValue("demand", demand, f"what {machine.name} has to give")
+        for index, one in zip(devices, left, strict=True):
+            free[index] = one
+        self.memory_bytes[row] = memory_bytes
+        self._least_memory_bytes = min(self._least_memory_bytes, memory_bytes)
+        ascending = (0,) * (self.states.width - gpus) + tuple(sorted(free))
+        held = self._held(row, demand, sign)
+        self.state[row] = self.states.number(model, gpus, cpu_milli, ascending, held)
+
+    def _held(self, row: int, demand: Demand, sign: int) -> int:
+        if self._classes is None:
+            return 0
+        counts = self._classes[row]
+        if demand.gpus:
+            counts[class_of(demand)] += sign
+        return sum(1 << one for one, count in counts.items() if count)
+
+
+class Scoreboard:
+    """The scores of a policy over a table, each worked out when it is first asked for."""
+
+    def __init__(self, table: NodeTable, policy: NodePolicy) -> None:
+        self._table = table
+        self._policy = policy
+        self._version = policy.version
+        self._scores: dict[Demand, tuple[Floats, Integers]] = {}
+        self._shapes: dict[Demand, Demand] = {}
+
+    def scores(self, demand: Demand) -> Floats:
+        """The score of every machine for a demand; minus infinity where it does not fit."""
+        known, _ = self._known(demand)
+        table = self._table
+        scores = known[table.state]
+        missing = np.isnan(scores)
+        if missing.any():
+            self._work_out(demand, np.unique(table.state[missing]))
+            scores = self._known(demand)[0][table.state]
+        if table.scarce_memory(demand):
+            scores[table.memory_bytes < demand.memory_bytes] = IMPOSSIBLE
+        return scores
+
+    def best(self, demand: Demand) -> tuple[int, tuple[int, ...]] | None:
+        """The machine with the highest score and the GPUs there, or None where it fits nowhere."""
+        scores = self.scores(demand)
+        row = int(scores.argmax()) if len(scores) else 0
+        if not len(scores) or scores[row] == IMPOSSIBLE:
+            return None
+        place = int(self._known(demand)[1][self._table.state[row]])
+        return row, self._table.devices_for(row, demand, None if place < 0 else place)
+
+    def _known(self, demand: Demand) -> tuple[Floats, Integers]:
+        if self._version != self._policy.version:
+            self._scores.clear()
+            self._version = self._policy.version
+        shape = self._shapes.get(demand)
+        if shape is None:
+            shape = self._shapes[demand] = demand.shape
+        known = self._scores.get(shape)
+        size = len(self._table.states.cpu_milli)
+        if known is None or len(known[0]) < size:
+            scores, places = np.full(size, np.nan), np.full(size, -1)
+            if known is not None:
+                scores[: len(known[0])], places[: len(known[1])] = known
+            known = self._scores[shape] = (scores, places)
+        return known
+
+    def _work_out(self, demand: Demand, numbers: Integers) -> None:
+        scores, places = self._known(demand)
+        fits = self._table.states.fits(numbers, demand)
+        scores[numbers[~fits]] = IMPOSSIBLE
+        numbers = numbers[fits]
+        if len(numbers):
+            scores[numbers], best = self._policy.score(self._table.states, numbers, demand)
+            if best is not None:
+                places[numbers] = best
