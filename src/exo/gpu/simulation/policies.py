@@ -7,11 +7,9 @@ numbers, as there: among equal ones the first machine of the table wins.
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-import msgspec
 import numpy as np
 
 from exo.gpu.scheduling.node_table import (
@@ -19,18 +17,14 @@ from exo.gpu.scheduling.node_table import (
     Demand,
     Floats,
     Integers,
-    NodeTable,
-    Scoreboard,
     States,
     class_of,
 )
+from exo.gpu.scheduling.request_mix import UnusableGpu, best_places, gains, typical
 
 # What the published scores divide by: the cores and GPUs of the largest machine.
 MOST_CPU_MILLI = 128_000
 MOST_GPU_MILLI = 8_000
-
-# The part of all pods that the typical ones stand for.
-TYPICAL_PART = 0.95
 
 
 class _Published:
@@ -130,114 +124,25 @@ class GpuPacking(_Published):
         ), None
 
 
-class Typical(msgspec.Struct, frozen=True):
-    """Kinds of demand, each with the part of all that it is."""
-
-    demands: tuple[Demand, ...]
-    parts: tuple[float, ...]
-
-
-def typical(demands: Iterable[Demand], part: float = TYPICAL_PART) -> Typical:
-    """The most frequent shapes that together make up that part of all, by decreasing count."""
-    counts = Counter(demand.shape for demand in demands)
-    total = sum(counts.values())
-    chosen: list[tuple[Demand, int]] = []
-    so_far = 0
-    for demand, count in counts.most_common():
-        if so_far >= part * total:
-            break
-        chosen.append((demand, count))
-        so_far += count
-    return Typical(
-        tuple(demand for demand, _ in chosen), tuple(count / so_far for _, count in chosen)
-    )
-
-
 class FragmentationGradient(_Published):
     """FGD: where the GPU that typical demands cannot use grows least.
 
-    It is told the typical demands beforehand, from the whole list.
+    It is told beforehand what will be asked for.
     """
 
     name = "fgd"
 
-    def __init__(self, known: Typical) -> None:
-        self._known = known
-        self._steps = np.array(sorted({one.cpu_milli for one in known.demands}), np.int64)
-        self._single: dict[int, Floats] = {}
+    def __init__(self, demands: Iterable[Demand]) -> None:
+        self._mix = typical(Counter(demand.shape for demand in demands))
+        self._unusable: UnusableGpu | None = None
+        self._states: States | None = None
 
     def score(
         self, states: States, numbers: Integers, demand: Demand
     ) -> tuple[Floats, Integers | None]:
         """The sigmoid of the decrease, in thousandths of a GPU over 1000, times 100."""
-        cpu, gpu, model = states.cpu_milli[numbers], states.gpu[numbers], states.model[numbers]
-        before = self.unusable(states, cpu, gpu, model)
-        after_cpu = cpu - demand.cpu_milli
-        if not demand.is_share:
-            gpu = gpu.copy()
-            if demand.gpus:
-                fitting = np.cumsum(gpu >= demand.gpu_milli, axis=1)
-                taken = (gpu >= demand.gpu_milli) & (fitting <= demand.gpus)
-                gpu[taken] -= demand.gpu_milli
-            return self._scored(before - self.unusable(states, after_cpu, gpu, model)), None
-        best = np.full(len(numbers), -1.0)
-        places = np.full(len(numbers), -1)
-        for place in range(states.width):
-            fits = gpu[:, place] >= demand.gpu_milli
-            if place + 1 < states.width:
-                fits &= gpu[:, place] != gpu[:, place + 1]
-            if not fits.any():
-                continue
-            left = gpu[fits].copy()
-            left[:, place] -= demand.gpu_milli
-            scores = self._scored(
-                before[fits] - self.unusable(states, after_cpu[fits], left, model[fits])
-            )
-            rows = np.flatnonzero(fits)
-            better = scores > best[rows]
-            best[rows[better]], places[rows[better]] = scores[better], place
-        return best, places
-
-    def unusable(self, states: States, cpu: Integers, gpu: Integers, model: Integers) -> Floats:
-        """The GPU that the typical demands cannot use, in thousandths, by their frequency."""
-        total = gpu.sum(axis=1)
-        level = np.searchsorted(self._steps, cpu, side="right")
-        table = self._tables(states)
-        lost = table[model[:, None], level[:, None], gpu].sum(axis=1)
-        for demand, part in zip(self._known.demands, self._known.parts, strict=True):
-            if demand.gpus < 2:
-                continue
-            usable = (cpu >= demand.cpu_milli) & (gpu[:, -demand.gpus] >= demand.gpu_milli)
-            if demand.models:
-                usable &= states.allowed(demand.models)[model]
-            rest = np.where(gpu < demand.gpu_milli, gpu, 0).sum(axis=1)
-            lost += part * np.where(usable, rest, total)
-        return lost
-
-    def _tables(self, states: States) -> Floats:
-        """By model, level of cores and free thousandths: what one GPU has that cannot be used."""
-        found = self._single.get(id(states))
-        if found is not None:
-            return found
-        free = np.arange(WHOLE_MILLI + 1)
-        table = np.zeros((len(states.models), len(self._steps) + 1, WHOLE_MILLI + 1))
-        for demand, part in zip(self._known.demands, self._known.parts, strict=True):
-            if demand.gpus > 1:
-                continue
-            lost = np.broadcast_to(part * free, table.shape).copy()
-            if demand.gpus:
-                level = int(np.searchsorted(self._steps, demand.cpu_milli, side="right"))
-                models = (
-                    states.allowed(demand.models)
-                    if demand.models
-                    else np.ones(len(states.models), np.bool_)
-                )
-                usable = np.where(free < demand.gpu_milli, part * free, 0.0)
-                lost[models, level:] = usable
-            table += lost
-        self._single = {id(states): table}
-        return table
-
-    @staticmethod
-    def _scored(gain_milli: Floats) -> Floats:
-        return np.trunc(100 / (1 + np.exp(-gain_milli / WHOLE_MILLI)))
+        if self._states is not states or self._unusable is None:
+            self._states, self._unusable = states, UnusableGpu(self._mix, states)
+        unusable = self._unusable
+        gained, places = gains(states, numbers, demand, lambda *content: -unusable(*content))
+        return best_places(np.trunc(100 / (1 + np.exp(-gained / WHOLE_MILLI))), places)
