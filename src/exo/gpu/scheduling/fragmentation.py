@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 
-from exo.gpu.scheduling.node_table import Demand, Floats, Integers, States
+from exo.gpu.scheduling.machines import Demand, Floats, Integers, States
 from exo.gpu.scheduling.request_mix import (
     RequestMix,
     UnusableGpu,

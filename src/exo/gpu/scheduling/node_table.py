@@ -7,153 +7,25 @@ content of a machine once for each kind of demand, and a decision looks the scor
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from exo.gpu.scheduling.machines import (
+    WHOLE_MILLI,
+    Demand,
+    Floats,
+    Integers,
+    Machine,
+    States,
+    class_of,
+)
 from exo.gpu.vocabulary.errors import InvalidValue
-from exo.gpu.vocabulary.units import check_whole
-
-Integers = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-WHOLE_MILLI = 1000
-"""A whole GPU, in thousandths."""
 
 IMPOSSIBLE = -np.inf
 """The score of a machine on which a demand does not fit."""
-
-_FIRST_STATES = 256
-
-_Key = tuple[int, int, int, tuple[int, ...], int]
-
-
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """What a machine has while nothing runs on it."""
-
-    name: str
-    cpu_milli: int
-    """Processor cores, in thousandths."""
-    memory_bytes: int
-    gpus: int
-    model: str = ""
-
-    def __post_init__(self) -> None:
-        """Check the amounts."""
-        for field in ("cpu_milli", "memory_bytes", "gpus"):
-            check_whole(field, getattr(self, field), low=0)
-
-
-class Demand(msgspec.Struct, frozen=True, kw_only=True):
-    """What one piece of work takes of one machine.
-
-    Raises:
-        InvalidValue: for a negative amount, or thousandths that no GPU has.
-
-    """
-
-    cpu_milli: int
-    memory_bytes: int
-    gpus: int = 0
-    gpu_milli: int = 0
-    """Of each of its GPUs, in thousandths; 0 where it takes none."""
-    models: tuple[str, ...] = ()
-    """The only models that will do; empty: any."""
-
-    def __post_init__(self) -> None:
-        """Check the amounts."""
-        for field in ("cpu_milli", "memory_bytes", "gpus"):
-            check_whole(field, getattr(self, field), low=0)
-        check_whole("gpu_milli", self.gpu_milli, low=0)
-        if self.gpu_milli > WHOLE_MILLI or bool(self.gpus) != bool(self.gpu_milli):
-            raise InvalidValue("gpu_milli", self.gpu_milli, "within 1..1000, and 0 without a GPU")
-
-    @property
-    def total_gpu_milli(self) -> int:
-        """Of all its GPUs together."""
-        return self.gpus * self.gpu_milli
-
-    @property
-    def is_share(self) -> bool:
-        """Whether it takes a part of one GPU."""
-        return self.gpus == 1 and self.gpu_milli < WHOLE_MILLI
-
-    @property
-    def shape(self) -> Demand:
-        """The same without its memory: what a score may depend on."""
-        return msgspec.structs.replace(self, memory_bytes=0)
-
-
-def class_of(demand: Demand) -> int:
-    """0 for a part of a GPU, else how many GPUs; -1 for a demand without one."""
-    if not demand.gpus:
-        return -1
-    return 0 if demand.is_share else demand.gpus
-
-
-class States:
-    """The distinct contents of machines, numbered: free cores, free GPU by GPU, model.
-
-    ``gpu`` holds the free thousandths of each GPU, ascending, with zeros in front where a machine
-    has fewer GPUs than the widest; columns hold :attr:`count` rows that mean something. ``held``
-    has a bit for each :func:`class_of` a demand that is there, where the table keeps that.
-    """
-
-    def __init__(self, models: Sequence[str], width: int) -> None:
-        self.models = tuple(models)
-        self.width = width
-        self.count = 0
-        self.cpu_milli: Integers = np.zeros(_FIRST_STATES, np.int64)
-        self.model: Integers = np.zeros(_FIRST_STATES, np.int64)
-        self.gpus: Integers = np.zeros(_FIRST_STATES, np.int64)
-        self.gpu: Integers = np.zeros((_FIRST_STATES, width), np.int64)
-        self.held: Integers = np.zeros(_FIRST_STATES, np.int64)
-        self.keys: list[_Key] = []
-        self._numbers: dict[_Key, int] = {}
-
-    def number(
-        self, model: int, gpus: int, cpu_milli: int, free: tuple[int, ...], held: int = 0
-    ) -> int:
-        """The number of a content; ``free`` is ascending and as wide as the widest machine."""
-        key = (model, gpus, cpu_milli, free, held)
-        number = self._numbers.get(key)
-        if number is not None:
-            return number
-        number = self.count
-        if number == len(self.cpu_milli):
-            self._grow()
-        self.cpu_milli[number], self.model[number], self.gpus[number] = cpu_milli, model, gpus
-        self.gpu[number], self.held[number] = free, held
-        self._numbers[key] = number
-        self.keys.append(key)
-        self.count += 1
-        return number
-
-    def fits(self, numbers: Integers, demand: Demand) -> NDArray[np.bool_]:
-        """Where the cores, the GPUs and the model of a demand fit; memory is not looked at."""
-        fits = self.cpu_milli[numbers] >= demand.cpu_milli
-        if demand.gpus == 1:
-            fits &= self.gpu[numbers, -1] >= demand.gpu_milli
-        elif demand.gpus:
-            fits &= self.gpu[numbers, -demand.gpus] >= demand.gpu_milli if (
-                demand.gpus <= self.width
-            ) else False
-        if demand.models:
-            fits &= self.allowed(demand.models)[self.model[numbers]]
-        return fits
-
-    def allowed(self, models: Iterable[str]) -> NDArray[np.bool_]:
-        """Which models, by their number, are among these."""
-        wanted = set(models)
-        return np.array([model in wanted for model in self.models], np.bool_)
-
-    def _grow(self) -> None:
-        for name in ("cpu_milli", "model", "gpus", "gpu", "held"):
-            column: NDArray[Any] = getattr(self, name)
-            setattr(self, name, np.concatenate((column, np.zeros_like(column))))
 
 
 class NodePolicy(Protocol):
@@ -174,8 +46,8 @@ class NodePolicy(Protocol):
     ) -> tuple[Floats, Integers | None]:
         """A score for each of these states, and the place of the GPU in the ascending order.
 
-        The demand fits on each of them. The higher score wins. Without places, a part of a GPU is
-        taken where it leaves the smallest rest.
+        The demand is a footprint, and fits on each of them. The higher score wins. Without places,
+        a part of a GPU is taken where it leaves the smallest rest.
         """
         ...
 
@@ -289,7 +161,8 @@ class Scoreboard:
         self._policy = policy
         self._version = policy.version
         self._scores: dict[Demand, tuple[Floats, Integers]] = {}
-        self._shapes: dict[Demand, Demand] = {}
+        self._footprints: dict[Demand, Demand] = {}
+        self._closed: dict[tuple[str, ...], NDArray[np.bool_]] = {}
 
     def scores(self, demand: Demand) -> Floats:
         """The score of every machine for a demand; minus infinity where it does not fit."""
@@ -298,10 +171,13 @@ class Scoreboard:
         scores = known[table.state]
         missing = np.isnan(scores)
         if missing.any():
-            self._work_out(demand, np.unique(table.state[missing]))
+            numbers = np.array(sorted(set(table.state[missing].tolist())), np.int64)
+            self._work_out(demand, numbers)
             scores = self._known(demand)[0][table.state]
         if table.scarce_memory(demand):
             scores[table.memory_bytes < demand.memory_bytes] = IMPOSSIBLE
+        if demand.models:
+            scores[self._without(demand.models)] = IMPOSSIBLE
         return scores
 
     def best(self, demand: Demand) -> tuple[int, tuple[int, ...]] | None:
@@ -317,17 +193,26 @@ class Scoreboard:
         if self._version != self._policy.version:
             self._scores.clear()
             self._version = self._policy.version
-        shape = self._shapes.get(demand)
-        if shape is None:
-            shape = self._shapes[demand] = demand.shape
-        known = self._scores.get(shape)
+        footprint = self._footprints.get(demand)
+        if footprint is None:
+            footprint = self._footprints[demand] = demand.footprint
+        known = self._scores.get(footprint)
         size = len(self._table.states.cpu_milli)
         if known is None or len(known[0]) < size:
             scores, places = np.full(size, np.nan), np.full(size, -1)
             if known is not None:
                 scores[: len(known[0])], places[: len(known[1])] = known
-            known = self._scores[shape] = (scores, places)
+            known = self._scores[footprint] = (scores, places)
         return known
+
+    def _without(self, models: tuple[str, ...]) -> NDArray[np.bool_]:
+        """Which machines are of none of these models."""
+        closed = self._closed.get(models)
+        if closed is None:
+            states = self._table.states
+            closed = ~states.allowed(models)[states.model[self._table.state]]
+            self._closed[models] = closed
+        return closed
 
     def _work_out(self, demand: Demand, numbers: Integers) -> None:
         scores, places = self._known(demand)
@@ -335,6 +220,7 @@ class Scoreboard:
         scores[numbers[~fits]] = IMPOSSIBLE
         numbers = numbers[fits]
         if len(numbers):
-            scores[numbers], best = self._policy.score(self._table.states, numbers, demand)
+            footprint = self._footprints[demand]
+            scores[numbers], best = self._policy.score(self._table.states, numbers, footprint)
             if best is not None:
                 places[numbers] = best

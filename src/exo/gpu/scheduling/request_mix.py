@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 import numpy as np
 
-from exo.gpu.scheduling.node_table import WHOLE_MILLI, Demand, Floats, Integers, States
+from exo.gpu.scheduling.machines import WHOLE_MILLI, Demand, Floats, Integers, States
 
 # Rare kinds of demand cost time and change nothing: FGD (USENIX ATC 2023) drops the same.
 TYPICAL_PART = 0.95
@@ -50,22 +50,17 @@ class UnusableGpu:
         self._mix = mix
         self._states = states
         self._steps = np.array(sorted({one.cpu_milli for one in mix.demands}), np.int64)
-        self._gangs = [
-            (demand, part)
-            for demand, part in zip(mix.demands, mix.parts, strict=True)
-            if demand.gpus > 1
-        ]
         self._single = self._table()
+        self._gangs = self._gang_parts()
 
     def __call__(self, cpu: Integers, gpu: Integers, model: Integers) -> Floats:
         """For each content: free cores, ascending free GPUs in thousandths, number of the model."""
         level = np.searchsorted(self._steps, cpu, side="right")
         lost = self._single[model[:, None], level[:, None], gpu].sum(axis=1)
-        for demand, part in self._gangs:
-            usable = (gpu >= demand.gpu_milli).sum(axis=1) >= demand.gpus
-            usable &= (cpu >= demand.cpu_milli) & self._allowed(demand)[model]
-            rest = np.where(gpu < demand.gpu_milli, gpu, 0).sum(axis=1)
-            lost += part * np.where(usable, rest, gpu.sum(axis=1))
+        for (gpus, gpu_milli), parts in self._gangs.items():
+            fitting = gpu >= gpu_milli
+            usable = np.where(fitting.sum(axis=1) >= gpus, (gpu * fitting).sum(axis=1), 0)
+            lost += gpu.sum(axis=1) * parts[0, 0, 1] - usable * parts[model, level, 0]
         return lost
 
     def _table(self) -> Floats:
@@ -83,6 +78,21 @@ class UnusableGpu:
                 table[self._allowed(demand), level:] -= part * usable
         return table
 
+    def _gang_parts(self) -> dict[tuple[int, int], Floats]:
+        """For demands of several GPUs, by how many and what of each: two parts of all demands.
+
+        The first finds enough cores and its model, by model and level of cores; the second is all.
+        """
+        found: dict[tuple[int, int], Floats] = {}
+        shape = (len(self._states.models), len(self._steps) + 1, 2)
+        for demand, part in zip(self._mix.demands, self._mix.parts, strict=True):
+            if demand.gpus > 1:
+                parts = found.setdefault((demand.gpus, demand.gpu_milli), np.zeros(shape))
+                level = int(np.searchsorted(self._steps, demand.cpu_milli, side="right"))
+                parts[self._allowed(demand), level:, 0] += part
+                parts[..., 1] += part
+        return found
+
     def _allowed(self, demand: Demand) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         return self._states.allowed(demand.models or self._states.models)
 
@@ -98,12 +108,13 @@ def expected_fill(mix: RequestMix) -> Floats:
             parts[demand.gpu_milli] = parts.get(demand.gpu_milli, 0.0) + part
     amounts = np.array(sorted(parts), np.int64)
     weights = np.array([parts[int(amount)] for amount in amounts])
+    so_far = np.cumsum(weights)
     fill = np.zeros(WHOLE_MILLI + 1)
     for free in range(WHOLE_MILLI + 1):
         count = int(np.searchsorted(amounts, free, side="right"))
         if count:
             then = amounts[:count] + fill[free - amounts[:count]]
-            fill[free] = np.average(then, weights=weights[:count])
+            fill[free] = then @ weights[:count] / so_far[count - 1]
     return fill
 
 
@@ -133,9 +144,7 @@ def gains(
     return gained, np.arange(states.width)
 
 
-def best_places(
-    scores: Floats, places: Integers | None
-) -> tuple[Floats, Integers | None]:
+def best_places(scores: Floats, places: Integers | None) -> tuple[Floats, Integers | None]:
     """The best way of each row of :func:`gains`; of equal ones the one that leaves the least."""
     if places is None:
         return scores[:, 0], None

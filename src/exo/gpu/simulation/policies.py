@@ -7,20 +7,19 @@ numbers, as there: among equal ones the first machine of the table wins.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
+import msgspec
 import numpy as np
 
-from exo.gpu.scheduling.node_table import (
-    WHOLE_MILLI,
-    Demand,
-    Floats,
-    Integers,
-    States,
-    class_of,
-)
+from exo.gpu.scheduling.fragmentation import Fragmentation
+from exo.gpu.scheduling.machines import WHOLE_MILLI, Demand, Floats, Integers, States, class_of
+from exo.gpu.scheduling.node_table import IMPOSSIBLE, NodePolicy, NodeTable, Scoreboard
 from exo.gpu.scheduling.request_mix import UnusableGpu, best_places, gains, typical
+from exo.gpu.vocabulary.errors import UnknownName
 
 # What the published scores divide by: the cores and GPUs of the largest machine.
 MOST_CPU_MILLI = 128_000
@@ -32,14 +31,13 @@ class _Published:
 
     name = ""
     version = 0
-    keeps_classes = False
 
     def arrived(self, demand: Demand) -> None:
         """Do nothing: it does not look back."""
 
 
-class RandomFit(_Published):
-    """Any machine, and on it any GPU, on which the demand fits."""
+class _Anywhere(_Published):
+    """All machines are alike."""
 
     name = "random"
 
@@ -83,7 +81,6 @@ class GpuClustering(_Published):
     """The machine that holds demands of the same class, and few others."""
 
     name = "gpu-clustering"
-    keeps_classes = True
 
     def score(
         self, states: States, numbers: Integers, demand: Demand
@@ -146,3 +143,101 @@ class FragmentationGradient(_Published):
         unusable = self._unusable
         gained, places = gains(states, numbers, demand, lambda *content: -unusable(*content))
         return best_places(np.trunc(100 / (1 + np.exp(-gained / WHOLE_MILLI))), places)
+
+
+Choice = tuple[int, tuple[int, ...]]
+"""A row of the table, and the GPUs there."""
+
+
+class Chooser(Protocol):
+    """Who decides: a policy at work on one table."""
+
+    def arrived(self, demand: Demand) -> None:
+        """Look at a demand, before it is decided on."""
+        ...
+
+    def choose(self, demand: Demand) -> Choice | None:
+        """Where it goes; None where it fits nowhere."""
+        ...
+
+
+class ByScore:
+    """Takes the machine with the highest score."""
+
+    def __init__(self, table: NodeTable, policy: NodePolicy) -> None:
+        self._board = Scoreboard(table, policy)
+        self._policy = policy
+
+    def arrived(self, demand: Demand) -> None:
+        """Hand it on to the policy."""
+        self._policy.arrived(demand)
+
+    def choose(self, demand: Demand) -> Choice | None:
+        """The best by the policy."""
+        return self._board.best(demand)
+
+
+class RandomFit:
+    """Takes any machine, and on it any GPU, on which the demand fits."""
+
+    def __init__(self, table: NodeTable, chance: random.Random) -> None:
+        self._board = Scoreboard(table, _Anywhere())
+        self._table = table
+        self._chance = chance
+
+    def arrived(self, demand: Demand) -> None:
+        """Do nothing: it does not look back."""
+
+    def choose(self, demand: Demand) -> Choice | None:
+        """One of those that will do, each with the same chance."""
+        rows = np.flatnonzero(self._board.scores(demand) > IMPOSSIBLE)
+        if not len(rows):
+            return None
+        row = int(rows[self._chance.randrange(len(rows))])
+        if not demand.is_share:
+            return row, self._table.devices_for(row, demand)
+        free = self._table.free[row]
+        fitting = [index for index, left in enumerate(free) if left >= demand.gpu_milli]
+        return row, (self._chance.choice(fitting),)
+
+
+Maker = Callable[[NodeTable, Sequence[Demand], random.Random], Chooser]
+
+
+class ChooserKind(msgspec.Struct, frozen=True):
+    """How a policy is set to work: on a table, told all demands beforehand, with lots to draw.
+
+    Only the published FGD looks at the demands beforehand.
+    """
+
+    make: Maker
+    keeps_classes: bool = False
+
+
+CHOOSERS: dict[str, ChooserKind] = {
+    "random": ChooserKind(lambda table, _, chance: RandomFit(table, chance)),
+    DotProduct.name: ChooserKind(lambda table, _, __: ByScore(table, DotProduct())),
+    GpuClustering.name: ChooserKind(
+        lambda table, _, __: ByScore(table, GpuClustering()), keeps_classes=True
+    ),
+    GpuPacking.name: ChooserKind(lambda table, _, __: ByScore(table, GpuPacking())),
+    BestFit.name: ChooserKind(lambda table, _, __: ByScore(table, BestFit())),
+    FragmentationGradient.name: ChooserKind(
+        lambda table, demands, _: ByScore(table, FragmentationGradient(demands))
+    ),
+    Fragmentation.name: ChooserKind(lambda table, _, __: ByScore(table, Fragmentation())),
+}
+"""The policies that place demands on machines, by name: the six published ones, and ours."""
+
+
+def chooser_named(name: str) -> ChooserKind:
+    """The policy of that name.
+
+    Raises:
+        UnknownName: with all that are known, and the near spelling.
+
+    """
+    found = CHOOSERS.get(name)
+    if found is None:
+        raise UnknownName("policy", name, CHOOSERS)
+    return found
