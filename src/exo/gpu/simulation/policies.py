@@ -142,7 +142,8 @@ class FragmentationGradient(_Published):
             self._states, self._unusable = states, UnusableGpu(self._mix, states)
         unusable = self._unusable
         gained, places = gains(states, numbers, demand, lambda *content: -unusable(*content))
-        return best_places(np.trunc(100 / (1 + np.exp(-gained / WHOLE_MILLI))), places)
+        scores = np.trunc(100 / (1 + np.exp(-gained / WHOLE_MILLI)))
+        return best_places(np.where(np.isneginf(gained), IMPOSSIBLE, scores), places)
 
 
 Choice = tuple[int, tuple[int, ...]]
