@@ -30,13 +30,12 @@ class Ours:
     def __init__(self, folder: Path) -> None:
         from exo.gpu.execution.lease_store import LeaseStore
         from exo.gpu.execution.state_directory import StorePlace
-        from exo.gpu.scheduling.job_queue import lease_for
-        from exo.gpu.scheduling.selector import select
+        from exo.gpu.scheduling.selector import leases_of, select
         from exo.gpu.vocabulary.request import Request
 
         self._store = LeaseStore(StorePlace(folder, "the benchmark", "the benchmark"))
         self._states = machine()
-        self._select, self._lease_for, self._request = select, lease_for, Request
+        self._select, self._leases_of, self._request = select, leases_of, Request
 
     def take(self, size_bytes: int, log: Log | None = None) -> object | None:
         """A lease, or None where no device has that much left."""
@@ -50,7 +49,7 @@ class Ours:
                 chosen, snapshot = self._choose(book.leases, request)
             if not chosen:
                 return None
-            held = book.add(self._lease_for(snapshot, chosen[0], request))
+            held = book.add(self._leases_of(snapshot, chosen, request)[0])
             if log is not None:
                 log.took(held.lease.lease_id, chosen[0], size_bytes)
         return held
@@ -201,7 +200,6 @@ def machine() -> tuple:
             backend="cuda",
             runtime="cuda",
             hardware_id=f"GPU-{index}",
-            # Of the host's pool in this table: these cards' memory is nowhere to be awaited.
             memory_bytes=DEVICE_BYTES,
         )
         for index in range(DEVICES)
@@ -293,9 +291,7 @@ def work(way: str, folder: str, task: str, count: str, log_path: str = "") -> No
 def cold_start(ours: list[str], runs: int, folder: Path) -> tuple[float, float]:
     """Median seconds of a whole `run -- true`, and of a home-made wrapper that does the least."""
     wrapper = [sys.executable, __file__, "--wrap", str(folder), "true"]
-    pairs = []
-    for _ in range(runs + 1):
-        pairs.append((_seconds(ours), _seconds(wrapper)))
+    pairs = [(_seconds(ours), _seconds(wrapper)) for _ in range(runs + 1)]
     return tuple(median(side) for side in zip(*pairs[1:], strict=True))  # the first one warms up
 
 
@@ -332,8 +328,8 @@ def main() -> int:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> list[Result]:
-    def result(metric: str, ours: float, peer: float, target: float, better: str, n: int) -> Result:
-        return Result(metric, ours, peer, PEER, "", ours, target, better, n)
+    def most(metric: str, pair: tuple[float, float], target: float, n: int) -> Result:
+        return Result(metric, *pair, PEER, "", pair[0], target, "lower", n)
 
     alone = {way: uncontended(way, folder / way, options.runs) for way in WAYS}
     crowds = {
@@ -348,17 +344,20 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Result]:
         [sys.executable, "-m", "exo.gpu", "run", "--", "true"], options.starts, folder / "wrap"
     )
     n, taken = options.runs, int(ours["taken"])
-    p50, p50_peer = (1000 * percentile(alone[way], 0.5) for way in WAYS)
-    p99, p99_peer = (1000 * percentile(alone[way], 0.99) for way in WAYS)
-    wait, wait_peer = 1000 * ours["wait_p99"], 1000 * peer["wait_p99"]
+    halves, tails = (
+        tuple(1000 * percentile(alone[way], share) for way in WAYS) for share in (0.5, 0.99)
+    )
+    waits = (1000 * ours["wait_p99"], 1000 * peer["wait_p99"])
+    rates = (ours["rate"], peer["rate"])
+    rate = ("crowd: leases a second", *rates, PEER, "", rates[0], 2000, "higher", taken)
     return [
-        result("take + release, p50, ms", p50, p50_peer, 1.0, "lower", n),
-        result("take + release, p99, ms", p99, p99_peer, 10.0, "lower", n),
-        result("crowd: leases a second", ours["rate"], peer["rate"], 2000, "higher", taken),
-        result("crowd: p99 wait for the turn, ms", wait, wait_peer, 100, "lower", taken),
-        result("crowd: over-commitments", ours["wrong"], peer["wrong"], 0, "lower", taken),
-        result("crowd: leases left behind", ours["left"], peer["left"], 0, "lower", taken),
-        result("run -- true from cold, s", start, peer_start, 0.25, "lower", options.starts),
+        most("take + release, p50, ms", halves, 1.0, n),
+        most("take + release, p99, ms", tails, 10.0, n),
+        Result(*rate),
+        most("crowd: p99 wait for the turn, ms", waits, 100, taken),
+        most("crowd: over-commitments", (ours["wrong"], peer["wrong"]), 0, taken),
+        most("crowd: leases left behind", (ours["left"], peer["left"]), 0, taken),
+        most("run -- true from cold, s", (start, peer_start), 0.25, options.starts),
     ]
 
 

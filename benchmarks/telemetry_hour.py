@@ -11,8 +11,8 @@ import tracemalloc
 from results import Result, report
 
 from exo.gpu.telemetry.collector import TelemetryCollector
-from exo.gpu.telemetry.readers import PowerFromEnergy
-from exo.gpu.telemetry.schedule import Schedule
+from exo.gpu.telemetry.sampling.readers import PowerFromEnergy
+from exo.gpu.telemetry.sampling.schedule import Schedule
 from exo.gpu.vocabulary.metrics import GPUMetrics
 
 DEVICES = 200
@@ -80,6 +80,13 @@ class Hour:
         self._collector.observe(sample)
         self.samples += 1
 
+    def held_bytes(self) -> int:
+        """What is held once no sample waits to become columns."""
+        self._collector.get_metrics_history("")
+        self._collector.get_aggregated_metrics()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
 
 def results(quick: bool = False) -> list[Result]:
     """Drift of the sound devices' ticks, and memory at the end against when it had settled."""
@@ -88,9 +95,9 @@ def results(quick: bool = False) -> list[Result]:
     tracemalloc.start()
     try:
         hour.run(SETTLED_SECONDS)
-        settled = held_bytes()
+        settled = hour.held_bytes()
         hour.run(length)
-        end = held_bytes()
+        end = hour.held_bytes()
     finally:
         tracemalloc.stop()
     if hour.samples < 0.8 * devices * length:
@@ -119,11 +126,6 @@ def results(quick: bool = False) -> list[Result]:
             n=hour.samples,
         ),
     ]
-
-
-def held_bytes() -> int:
-    gc.collect()
-    return tracemalloc.get_traced_memory()[0]
 
 
 def main() -> int:

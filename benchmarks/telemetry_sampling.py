@@ -112,8 +112,8 @@ RUNNING = textwrap.dedent(
     """
     import json, sys, threading, time
     from exo.gpu.backends.cuda import CudaBackend
-    from exo.gpu.telemetry.readers import DeviceReader
-    from exo.gpu.telemetry.sampler import TelemetrySampler
+    from exo.gpu.telemetry.sampling.readers import DeviceReader
+    from exo.gpu.telemetry.sampling.sampler import TelemetrySampler
 
     backend = CudaBackend(environ={})
     ours = [device.device_id for device in backend.find()]

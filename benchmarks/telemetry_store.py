@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 from results import Result, report
 
-from exo.gpu.telemetry.blocks import SAMPLES
-from exo.gpu.telemetry.store import HistoryWriter
-from exo.gpu.telemetry.store_reader import HistoryReader
-from exo.gpu.telemetry.store_upkeep import HistoryLimits
+from exo.gpu.telemetry.store.blocks import SAMPLES
+from exo.gpu.telemetry.store.reader import HistoryReader
+from exo.gpu.telemetry.store.upkeep import HistoryLimits
+from exo.gpu.telemetry.store.writer import HistoryWriter
 from exo.gpu.vocabulary.metrics import GPUMetrics
 
 if TYPE_CHECKING:

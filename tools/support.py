@@ -19,8 +19,10 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from exo.gpu.backend import (  # noqa: E402 - the checkout's own source comes first
     ComputeAbility,
+    FaultAbility,
     GPUBackend,
     PinningAbility,
+    ProcessAbility,
     TelemetryAbility,
 )
 from exo.gpu.backends.support import ABILITIES, LEVELS  # noqa: E402
@@ -62,6 +64,8 @@ def offered(backend: GPUBackend) -> list[str]:
     has = {
         "finding": True,
         "telemetry": isinstance(backend, TelemetryAbility),
+        "processes": isinstance(backend, ProcessAbility),
+        "faults": isinstance(backend, FaultAbility),
         "memory": type(backend).allocate is not GPUBackend.allocate,
         "compute": isinstance(backend, ComputeAbility),
         "pinning": isinstance(backend, PinningAbility),

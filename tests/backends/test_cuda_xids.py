@@ -53,6 +53,7 @@ def test_an_xid_asks_for_what_the_catalogue_says(
     assert fault.at > 1.6e9
 
 
+@pytest.mark.shows("cuda", "faults", "fake")
 def test_an_xid_that_nobody_knows_asks_for_a_look(nvml: FakeNvml) -> None:
     """Rule: a new number is no reason to take a GPU away, nor to pass it over."""
     fault = first_fault(nvml, 999)

@@ -20,8 +20,8 @@ from exo.gpu.cli.history_view import (
     metric_field,
     sparkline,
 )
-from exo.gpu.telemetry.store import HistoryWriter
-from exo.gpu.telemetry.store_series import KeptEvent
+from exo.gpu.telemetry.store.series import KeptEvent
+from exo.gpu.telemetry.store.writer import HistoryWriter
 from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.health import DeviceFault, FaultAction, Health, HealthEvent
 from exo.gpu.vocabulary.metrics import SERIES, GPUMetrics

@@ -26,6 +26,21 @@ def test_the_best_device_is_printed_alone(devices, exo_gpu):
         (["--device", "GPU-2222"], ["rocm:0"]),
         (["--device", "rocm:0", "--device", "cpu:0", "--memory", "12GiB"], ["cpu:0"]),
         (["--exclusive"], ["cuda:0"]),
+        (["--share", "0.5"], ["cuda:0"]),
+        (["--class", "host"], ["cpu:0"]),
+        (["--vendor", "amd"], ["rocm:0"]),
+        (["--backend", "fake"], ["cuda:0"]),
+        (["--not-device", "cuda:0"], ["rocm:0"]),
+        (["--prefer", "rocm:0"], ["rocm:0"]),
+        (["--max-temperature", "45"], ["cuda:0"]),
+        (["--min-idle", "90"], ["cuda:0"]),
+        (["--host-cpus", "2", "--host-memory", "8GiB"], ["cuda:0"]),
+        (["--policy", "pack"], ["rocm:0"]),
+        (["--affinity", "llama", "--priority", "3"], ["cuda:0"]),
+        (
+            ["--all-devices", "--count", "2", "--same-node", "--interconnect", "any"],
+            ["cuda:0", "rocm:0"],
+        ),
         (["--all-devices", "--count", "3"], ["cuda:0", "cpu:0", "rocm:0"]),
     ],
 )
@@ -106,3 +121,84 @@ def test_nothing_is_taken(devices, exo_gpu):
     """Rule: a choice reserves nothing: the next one is the same."""
     first = exo_gpu("select", "--exclusive")
     assert exo_gpu("select", "--exclusive").stdout == first.stdout == "cuda:0\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--share", "0"], "share: 0.0 is not above 0"),
+        (["--share", "-1"], "share: -1.0 is not a finite number within 0..1"),
+        (["--memory", "0"], "--memory: '0' is not a size above 0"),
+        (["--memory", "-1"], "--memory: '-1' is not a size"),
+        (["--min-idle", "101"], "min_idle_percent: 101.0"),
+        (["--min-capability", "sm_86"], "min_compute_capability: 'sm_86'"),
+        (["--class", "hardwar"], "did you mean 'hardware'?"),
+        (["--interconnect", "nvlnk"], "did you mean 'nvlink'?"),
+        (["--policy", "fastes"], "did you mean 'fastest'?"),
+        (["--all-devices", "--class", "host"], "--all-devices cannot go with"),
+    ],
+)
+def test_a_value_that_cannot_be_is_a_usage_error(options, said, devices, exo_gpu):
+    """Rule: one line that names the value and what is expected, and status 2."""
+    done = exo_gpu("select", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--exclusive", "--share", "0.5"], ["asked for alone, and a share of 0.5"]),
+        (["--label", "big"], ["no device here has the label 'big' (here: none)"]),
+        (
+            ["--device", "cuda:0", "--not-device", "cuda:0", "--exclusive", "--share", "0.5"],
+            ["'cuda:0' is asked for and ruled out", "a share of 0.5"],
+        ),
+        (
+            ["--on", "cuda", "--vendor", "AMD"],
+            ["cuda:0 is made by NVIDIA, not AMD", "rocm:0 belongs to runtime rocm, not cuda"],
+        ),
+        (["--count", "2", "--on", "cuda"], ["2 devices asked for"]),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_never_with_all_reasons(options, said, devices, exo_gpu):
+    """Rule: status 69 at once, with every reason in one line."""
+    done = exo_gpu("select", *options)
+    assert (done.returncode, done.stdout) == (69, "")
+    for words in said:
+        assert words in done.stderr
+
+
+class TestRequestsAsJson:
+    def test_a_request_comes_from_a_file_or_from_standard_input(self, devices, exo_gpu, tmp_path):
+        """Rule: the fields of a request, in JSON, wherever it comes from."""
+        text = json.dumps({"memory_bytes": 2**30, "runtime": "rocm", "holder": "a script"})
+        (tmp_path / "request.json").write_text(text)
+        assert exo_gpu("select", "--request", "request.json").stdout == "rocm:0\n"
+        done = exo_gpu("select", "--request", "-", "--json", stdin=text)
+        asked = json.loads(done.stdout)["request"]
+        assert (asked["memory_bytes"], asked["holder"]) == (2**30, "a script")
+
+    def test_options_come_on_top(self, devices, exo_gpu):
+        """Rule: an option that is given replaces what the file says, the rest stays."""
+        text = json.dumps({"memory_bytes": 2**30, "count": 2, "all_devices": True})
+        done = exo_gpu("select", "--request", "-", "--memory", "3GiB", "--json", stdin=text)
+        asked = json.loads(done.stdout)["request"]
+        assert (asked["memory_bytes"], asked["count"]) == (3 * 2**30, 2)
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("{", "--request: "),
+            ("[1]", "--request: "),
+            ('{"memory_byte": 1}', "did you mean 'memory_bytes'?"),
+            ('{"memory_bytes": 0}', "memory_bytes: 0 is not a whole number of at least 1"),
+            ('{"memory_bytes": "8GiB"}', "--request: "),
+        ],
+    )
+    def test_what_is_no_request_is_a_usage_error(self, text, said, devices, exo_gpu):
+        """Rule: a misspelt field stops the command, as a misspelt option does."""
+        done = exo_gpu("select", "--request", "-", stdin=text)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert said in done.stderr

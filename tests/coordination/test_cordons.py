@@ -16,7 +16,7 @@ from exo.gpu.coordination.leases import decide, lease
 from exo.gpu.coordination.probes import probe_devices
 from exo.gpu.discovery import GPUDiscoveryService
 from exo.gpu.nodes.local import LocalNode
-from exo.gpu.telemetry.health import HealthBook
+from exo.gpu.telemetry.health.book import HealthBook
 from exo.gpu.vocabulary.errors import InvalidValue, NeverAvailable, NotNow, StoreError
 from exo.gpu.vocabulary.health import BY_HEALTH, Cordon, DeviceFault, FaultAction, HealthVerdict
 from exo.gpu.vocabulary.request import Request
@@ -111,13 +111,14 @@ class TestByAPerson:
 
     def test_a_damaged_store_stops_decisions_and_no_listing(self, node, state_folder):
         """Rule: nobody is given a device that may be cordoned; who only looks gets an answer."""
-        (state_folder / "cordons.sqlite").write_bytes(b"garbage" * 1000)
+        (state_folder / "cordons").mkdir()
+        (state_folder / "cordons" / "cordons.sqlite").write_bytes(b"garbage" * 1000)
         with pytest.raises(StoreError, match="cordons cannot be used"):
             node.acquire(Request())
         with pytest.raises(StoreError, match="cordons cannot be used"):
             node.snapshot()
         assert len(node.snapshot(leases=False).devices) == 3
-        (state_folder / "cordons.sqlite").unlink()
+        (state_folder / "cordons" / "cordons.sqlite").unlink()
         assert node.acquire(Request()).lease_ids
 
 

@@ -310,6 +310,44 @@ class TestDistribution:
 
 
 @pytest.mark.anyio
+class TestRequests:
+    async def test_a_request_is_answered_over_the_registered_devices(self, manager):
+        for name in ("cuda:0", "rocm:0"):
+            manager.register_device(device(name))
+        await manager.record_metrics(metrics("cuda:0"))
+        decision = manager.select(Request(runtime="rocm"))
+        assert decision.chosen == ("rocm:0",)
+        assert [one.device_id for one in decision.refusals] == ["cuda:0"]
+        with pytest.raises(UnknownName, match="did you mean 'pack'"):
+            manager.select(Request(policy="pac"))
+
+    async def test_the_best_device_is_that_of_the_plain_definition_after_any_event(
+        self, manager, clock
+    ):
+        """Rule: the order that is kept up to date never differs from one made anew."""
+
+        def same():
+            expected = select(manager.snapshot(), Request(all_devices=True)).chosen
+            assert manager.select_best_device() == (expected[0] if expected else None)
+
+        same()
+        for name in ("cuda:0", "cuda:1", "rocm:0"):
+            manager.register_device(device(name))
+            same()
+        await manager.record_metrics(metrics("cuda:1"))
+        same()
+        await manager.record_heartbeat(Heartbeat("cuda:1", None, 5.0, False, "Xid 79"))
+        same()
+        manager.unregister_device("cuda:0")
+        same()
+        await manager.record_metrics(metrics("rocm:0"))
+        clock.now += 31
+        same()
+        manager.register_device(device("cuda:0"))
+        same()
+
+
+@pytest.mark.anyio
 class TestLifecycle:
     async def test_after_shutdown_every_call_raises_the_same_error(self, manager):
         """D17."""
@@ -326,7 +364,9 @@ class TestLifecycle:
             manager.get_aggregated_metrics,
             manager.snapshot,
             manager.select_best_device,
+            lambda: manager.select(Request()),
             lambda: manager.distribute_workload([1]),
+            manager.lease,
         ]
         for call in calls:
             with pytest.raises(ManagerClosed, match="was shut down"):
@@ -346,7 +386,7 @@ class TestLifecycle:
         assert public == {
             "register_device", "unregister_device", "get_device", "list_devices",
             "get_capabilities", "get_aggregated_metrics", "snapshot", "select_best_device",
-            "distribute_workload", "record_metrics", "record_heartbeat", "lease", "shutdown",
+            "select", "distribute_workload", "record_metrics", "record_heartbeat", "lease", "shutdown",
         }  # fmt: skip
 
     async def test_async_with_shuts_down_also_after_an_error(self):

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from boxes import GIB, device, host, write_box
 
+from exo.gpu.coordination.cordons import uncordon
 from exo.gpu.coordination.monitor import Monitor, Subscription
 from exo.gpu.nodes.local import LocalNode
-from exo.gpu.telemetry.observation import Observation
-from exo.gpu.telemetry.store_reader import HistoryReader
+from exo.gpu.telemetry.sampling.observation import Observation
+from exo.gpu.telemetry.store.reader import HistoryReader
 from exo.gpu.vocabulary.errors import InvalidValue
-from exo.gpu.vocabulary.health import Health, HealthEvent
+from exo.gpu.vocabulary.health import DeviceFault, FaultAction, Health, HealthEvent
 from exo.gpu.vocabulary.inventory import ChangeKind, DeviceChange
 
 WAIT_SECONDS = 30
@@ -229,7 +230,7 @@ def test_a_program_ends_though_a_driver_hangs(tmp_path):
     box = write_box(tmp_path, device("cuda:0", "NVIDIA", "cuda", delay_seconds=3600), host())
     program = """
         from exo.gpu.coordination.monitor import Monitor
-        from exo.gpu.telemetry.observation import Observation
+        from exo.gpu.telemetry.sampling.observation import Observation
 
         with Monitor(cadence_seconds=0.1) as monitor:
             for event in monitor.subscribe():
@@ -246,3 +247,34 @@ def test_a_program_ends_though_a_driver_hangs(tmp_path):
     )
     assert done.stdout == "over cuda:0\n", done.stderr
     assert json.loads(box.read_text())["devices"][0]["delay_seconds"] == 3600
+
+
+class TestGuard:
+    """A fault that needs a reset keeps a device out, until somebody takes it back."""
+
+    XID_79 = DeviceFault(
+        device_id="cuda:0",
+        code=79,
+        what="the GPU has fallen off the bus",
+        action=FaultAction.RESET_DEVICE,
+        at=1.0,
+    )
+
+    def test_it_is_cordoned_and_after_an_uncordon_sound_again(self, watching):
+        """Rule: cordoned by health with the cause; lifting the cordon forgets the fault."""
+        monitor = watching()
+        heard = monitor.subscribe()
+        monitor.start()
+        until(heard, is_sample_of("cuda:0"))
+        monitor.node.report_fault(self.XID_79)
+        failed = until(
+            heard, lambda one: isinstance(one, HealthEvent) and one.device_id == "cuda:0"
+        )
+        assert failed.after is Health.FAILED
+        while not (cordons := monitor.node.cordons()):
+            until(heard, is_sample_of("cuda:1"))
+        assert (cordons[0].device_id, cordons[0].by) == ("cuda:0", "health")
+        assert "bus" in cordons[0].why
+        uncordon("cuda:0", node=monitor.node)
+        back = until(heard, lambda one: isinstance(one, HealthEvent) and one.device_id == "cuda:0")
+        assert back.after is Health.OK

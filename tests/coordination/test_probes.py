@@ -248,10 +248,10 @@ def test_a_card_stays_visible_through_the_vulkan_driver_of_the_same_card(vulkan_
         "    'backend': 'fake', 'hardware_id': 'FAKE-1'}]}\n"
         "backends = {'fake': Twin(script), 'vulkan': VulkanGPUBackend()}\n"
         "agent = NodeAgent(service=GPUDiscoveryService(backends=backends))\n"
-        "agent.inventory()\n"
+        "agent.sight.inventory()\n"
         "pinned = agent.environment(('cuda:0',))\n"
         "print(pinned['VK_DRIVER_FILES'])\n"
-        "other = [one for one in agent.inventory().devices if 'SwiftShader' in one.name][0]\n"
+        "other = [one for one in agent.sight.inventory().devices if 'SwiftShader' in one.name][0]\n"
         "print(agent.environment((other.device_id,))['EXO_GPU_FAKE_VISIBLE'] == '')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

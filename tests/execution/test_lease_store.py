@@ -248,7 +248,7 @@ def test_a_network_file_system_is_refused_by_name(tmp_path, monkeypatch):
     assert file_system(tmp_path, tmp_path / "no such file") is None
     monkeypatch.setattr(state_directory, "file_system", lambda path: "nfs4")
     with pytest.raises(StoreError, match="nfs4"):
-        prepare(StorePlace(tmp_path / "net", "tests", "tests"), lambda fresh: None)
+        prepare(StorePlace(tmp_path / "net", "tests", "tests"), "boot", lambda fresh: None)
     assert list((tmp_path / "net").iterdir()) == []
 
 
@@ -294,7 +294,7 @@ def test_a_store_appears_whole_or_not_at_all(tmp_path):
 
     other = StorePlace(tmp_path / "other", "tests", "tests")
     with pytest.raises(StoreError, match="no room"):
-        prepare(other, fail)
+        prepare(other, "boot", fail)
     assert list(other.path.iterdir()) == []
     assert [path.name for path in place.path.iterdir()] == [f"boot-{boot_id()}"]
 
@@ -324,7 +324,8 @@ def test_two_users_share_one_store(tmp_path_factory):
         code = "import os, sys; os.setgid(65534); os.setuid(65534)\n" + TAKER.replace(
             "sys.path.insert(0, sys.argv[2])", "pass"
         )
-        preload = "import sys\nsys.path.insert(0, sys.argv[2])\nimport test_lease_store\n"
+        # What is loaded later must not lie in a folder of the first user alone.
+        preload = "import getpass, sys\nsys.path.insert(0, sys.argv[2])\nimport test_lease_store\n"
         done = subprocess.run(
             [
                 sys.executable,
@@ -356,7 +357,7 @@ def test_an_interrupt_within_a_decision_leaves_the_store_free(store):
     with pytest.raises(KeyboardInterrupt):
         take(store, interrupted)
     other = LeaseStore(store.place)
-    (held,) = other.take(always).leases
+    _, (held,) = take(other, always)
     held.release()
     other.close()
 

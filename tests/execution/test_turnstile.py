@@ -90,9 +90,9 @@ def test_one_that_is_stopped_is_named_after_the_deadline(folder):
     with start(folder, HOLDER) as holder:
         assert holder.stdout.readline() == "in\n"
         holder.send_signal(signal.SIGSTOP)
-        with pytest.raises(StoreError, match=rf"process {holder.pid} .*0\.2 s.*kill -CONT"):
-            with opened(folder, 0.2) as mine, mine.turn():
-                pass
+        told = rf"process {holder.pid} .*0\.2 s.*kill -CONT"
+        with opened(folder, 0.2) as mine, pytest.raises(StoreError, match=told), mine.turn():
+            pass
         holder.send_signal(signal.SIGCONT)
         holder.communicate("\n")
     assert not list(folder.glob("tickets/*"))
@@ -141,9 +141,11 @@ def test_an_interrupt_in_the_queue_leaves_no_ticket(folder, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Bell, "wait", interrupt)
-    with opened(folder) as one, opened(folder) as other, one.turn():
-        with pytest.raises(KeyboardInterrupt), other.turn():
-            pass
+    one, other = gate(folder), gate(folder)
+    with one.turn(), pytest.raises(KeyboardInterrupt), other.turn():
+        pass
+    one.close()
+    other.close()
     assert not list(folder.glob("tickets/*"))
 
 

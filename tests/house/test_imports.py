@@ -38,7 +38,7 @@ OWN = {
 # These are made of columns. Nothing that is imported at the start of a program imports them, so
 # that NumPy is loaded by those who use columns; its own effects are none of ours.
 COLUMNS = {
-    f"exo.gpu.telemetry.{name}"
+    f"exo.gpu.telemetry.table.{name}"
     for name in (
         "batches",
         "columns",

@@ -6,16 +6,21 @@ from random import Random
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exo.gpu.scheduling.columns import Sizes
 from exo.gpu.scheduling.fast import FastSelector
-from exo.gpu.scheduling.policies import POLICIES
-from exo.gpu.scheduling.selector import select
+from exo.gpu.scheduling.policies import POLICIES, Policy
+from exo.gpu.scheduling.scorer import MemoryFree
+from exo.gpu.scheduling.selector import select, select_many
+from exo.gpu.vocabulary.decision import Refusal
 from exo.gpu.vocabulary.device import HOST_POOL, DeviceClass
+from exo.gpu.vocabulary.errors import UnknownName
 from exo.gpu.vocabulary.health import Cordon
 from exo.gpu.vocabulary.lease import Lease
+from exo.gpu.vocabulary.links import Link, LinkKind
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.settings import DeviceSettings
 from exo.gpu.vocabulary.snapshot import DeviceState, Health
@@ -171,3 +176,109 @@ def test_it_answers_as_the_plain_definition_after_any_events(seed, size, sizes):
         else:
             table.choose_many([dice.request()], now=now)
         same(table, dice.request(), now)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32), st.integers(1, 30), block_sizes)
+def test_a_batch_is_what_the_plain_definition_says_of_each_in_turn(seed, size, sizes):
+    """Rule: each request sees what the earlier ones took, and what each took is told."""
+    dice = Dice(seed)
+    table = FastSelector((dice.device() for _ in range(size)), sizes=sizes)
+    asked = [dice.request() for _ in range(8)]
+    expected = select_many(table.snapshot(), asked)
+    choices = table.choose_many(asked)
+    assert [one.chosen for one in choices] == [one.decision.chosen for one in expected]
+    assert [one.taken for one in choices] == [one.taken for one in expected]
+
+
+def test_a_batch_of_many_over_a_few_devices_fills_them_and_no_more():
+    """Rule: three of 8 GiB fit each of two cards of 24 GiB, and the seventh gets nothing."""
+    table = FastSelector(state(f"cuda:{one}", 24, 0) for one in range(2))
+    choices = table.choose_many([Request(memory_bytes=8 * GIB)] * 7)
+    names = [name for choice in choices for name in choice.chosen]
+    assert sorted(names) == ["cuda:0"] * 3 + ["cuda:1"] * 3
+    assert choices[-1].chosen == choices[-1].taken == ()
+    assert {taken.memory_bytes for choice in choices for taken in choice.taken} == {8 * GIB}
+
+
+def test_memory_beyond_what_a_column_can_tell_apart_is_told_apart_by_the_row():
+    """Rule: a column may let too much pass, and never too little; the row has the last word."""
+    table = FastSelector(
+        (state(f"cuda:{one}", 2**24 + one * 2**-30, 0) for one in range(4)),
+        sizes=Sizes(plain=0, block=2),
+    )
+    for one in range(4):
+        request = Request(memory_bytes=2**54 + one)
+        assert table.choose(request).chosen == select(table.snapshot(), request).chosen
+
+
+def test_a_large_table_answers_as_the_plain_definition():
+    """Rule: the same with the blocks that a table of this size really has."""
+    dice = Dice(7)
+    table = FastSelector(
+        state(f"cuda:{one}", dice.one_of(12, 24, 80), dice.one_of(0, 4, 8, 11), percent=one % 100)
+        for one in range(700)
+    )
+    for one in range(40):
+        table.update(state(f"cuda:{one * 13}", 80, one))
+        asked = Request(memory_bytes=one * 2 * GIB + 1, min_idle_percent=one)
+        assert table.choose(asked).chosen == select(table.snapshot(), asked).chosen
+
+
+class TestTable:
+    def test_the_version_moves_with_every_event(self):
+        table = FastSelector([state("cuda:0")])
+        first = table.choose(Request()).table_version
+        table.update(state("cuda:0", 24, 20))
+        table.remove("cuda:9")
+        assert table.choose(Request()).table_version == first + 1
+        table.remove("cuda:0")
+        assert len(table) == 0
+        assert table.choose(Request()).chosen == ()
+
+    def test_a_device_with_other_facts_replaces_the_one_of_the_same_name(self):
+        table = FastSelector([state("cuda:0", 24, 0), state("cuda:1", 12, 0)])
+        assert table.choose(Request()).chosen == ("cuda:0",)
+        table.update(state("cuda:0", 24, 0, device_class=DeviceClass.SOFTWARE))
+        assert table.choose(Request()).chosen == ("cuda:1",)
+        assert table.decide(Request()).chosen == ("cuda:1",)
+
+    def test_a_decision_says_what_the_choice_leaves_out(self):
+        table = FastSelector([state("cuda:0"), state("cuda:1", health=Health.LOST)])
+        decision = table.decide(Request())
+        assert decision.chosen == table.choose(Request()).chosen
+        assert [one.rule for one in decision.refusals] == ["health"]
+
+    def test_gangs_are_those_of_the_plain_definition(self):
+        links = (Link(source="cuda:1", target="cuda:2", kind=LinkKind.NVLINK),)
+        table = FastSelector((state(f"cuda:{one}", 24, one) for one in range(3)), links=links)
+        assert table.choose(Request(count=2)).chosen == ("cuda:1", "cuda:2")
+
+    def test_a_lease_under_which_the_asker_works_does_not_stand_in_its_way(self):
+        one = state("cuda:0", leases=(lease("cuda:0"),))
+        assert FastSelector([one]).choose(Request()).chosen == ()
+        mine = FastSelector([one], umbrella=(one.leases[0].lease_id,))
+        assert mine.choose(Request()).chosen == ("cuda:0",)
+
+
+class TestPolicies:
+    def refuse_all(self, one, table, request):
+        return Refusal(device_id=one.device.device_id, rule="no", reason="no", permanent=True)
+
+    def test_a_policy_of_ones_own_orders_the_table_too(self):
+        mine = Policy(name="mine", terms=((MemoryFree(), 1.0),))
+        table = FastSelector(
+            [state("cuda:0", 24, 6, percent=0), state("cuda:1", 24, 2, percent=99)],
+            policies={"mine": mine},
+        )
+        assert table.choose(Request()).chosen == ("cuda:0",)
+        assert table.choose(Request(policy="mine")).chosen == ("cuda:1",)
+
+    def test_filters_of_its_own_are_asked(self):
+        strict = Policy(name="no", terms=((MemoryFree(), 1.0),), filters=(self.refuse_all,))
+        table = FastSelector([state("cuda:0")], policies={"no": strict})
+        assert table.choose(Request(policy="no")).chosen == ()
+
+    def test_an_unknown_one_stops_with_the_near_spelling(self):
+        with pytest.raises(UnknownName, match="did you mean 'spread'"):
+            FastSelector().choose(Request(policy="spred"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from exo.gpu.scheduling.filters import first_refusal, names_of, unknown_names
 from exo.gpu.vocabulary.device import DeviceClass
 from exo.gpu.vocabulary.health import Cordon
 from exo.gpu.vocabulary.request import Request
+from exo.gpu.vocabulary.settings import DeviceSettings
 from exo.gpu.vocabulary.snapshot import Health
 from tests.scheduling.states import GIB, lease, snapshot, state
 
@@ -170,6 +172,84 @@ class TestSlots:
     def test_declared_memory_takes_no_slot(self):
         assert rule(state("cuda:0", leases=(lease(held=4, before=4),))) is None
         assert rule(state("cuda:0", leases=(lease(),)), Request(memory_bytes=GIB)) is None
+
+
+def part(share):
+    return msgspec.structs.replace(lease(), share=share)
+
+
+class TestShares:
+    def test_shares_are_given_until_the_device_is_full(self):
+        one = state("cuda:0", leases=(part(0.5), part(0.3)))
+        assert rule(one, Request(share=0.2)) is None
+        found = refusal(one, Request(share=0.25))
+        assert (found.rule, found.permanent) == ("share", False)
+        assert found.reason == "has a share of 0.2 free of the 0.25 asked for (0.8 leased)"
+
+    def test_ten_tenths_are_a_whole(self):
+        assert rule(state("cuda:0", leases=(part(0.1),) * 9), Request(share=0.1)) is None
+        assert rule(state("cuda:0", leases=(part(0.1),) * 10), Request(share=0.1)) is not None
+
+    def test_a_slot_is_an_equal_part(self):
+        half = state("cuda:0", slots=2, leases=(lease(),))
+        assert rule(half, Request(share=0.5)) is None
+        assert rule(half, Request(share=0.6)) == ("share", False)
+        shared = state("cuda:0", slots=2, leases=(part(0.6),))
+        assert rule(shared) == ("slots", False)
+        assert rule(state("cuda:0", slots=2, leases=(part(0.5),))) is None
+
+    def test_declared_memory_stands_beside_shares(self):
+        assert rule(state("cuda:0", leases=(part(1.0),)), Request(memory_bytes=GIB)) is None
+
+    def test_a_setting_bounds_them(self):
+        capped = DeviceSettings(max_share=0.5, slots=2)
+        one = state("cuda:0", settings=capped, leases=(part(0.3),))
+        assert rule(one, Request(share=0.2)) is None
+        assert rule(one, Request(share=0.3)) == ("share", False)
+        assert rule(state("cuda:0", settings=capped, leases=(lease(), lease()))) == ("slots", False)
+        assert rule(state("cuda:0", settings=capped, leases=(lease(),))) is None
+
+
+class TestReadings:
+    def test_too_little_compute_free_is_not_now(self):
+        one = refusal(state("cuda:0", percent=60), Request(min_idle_percent=50))
+        assert (one.rule, one.permanent) == ("idle", False)
+        assert one.reason == "is 40 % idle, 50 % are asked for"
+        assert rule(state("cuda:0", percent=50), Request(min_idle_percent=50)) is None
+
+    def test_too_hot_is_not_now(self):
+        one = refusal(state("cuda:0", celsius=81), Request(max_temperature_celsius=80))
+        assert (one.rule, one.permanent) == ("temperature", False)
+        assert one.reason == "is at 81 C, at most 80 C is asked for"
+        assert rule(state("cuda:0", celsius=80), Request(max_temperature_celsius=80)) is None
+
+
+class TestHosts:
+    def beside(self, request, **facts):
+        card = state("cuda:0", leases=facts.pop("held", ()))
+        return refusal(card, request, state("cpu:0", 64, 60, slots=4, **facts))
+
+    def test_cores_and_memory_must_be_free_beside_the_device(self):
+        assert self.beside(Request(host_cpus=4, host_memory_bytes=4 * GIB)) is None
+        found = self.beside(Request(host_memory_bytes=5 * GIB))
+        assert (found.rule, found.permanent) == ("host", False)
+        assert "4.0 GiB of memory free of the 5.0 GiB asked for" in found.reason
+        busy = self.beside(Request(host_cpus=4), leases=(lease("cpu:0"),))
+        assert "3 cores free of the 4 asked for" in busy.reason
+
+    def test_what_other_leases_hold_beside_their_devices_counts(self):
+        held = lease(held=1, before=0)
+        held = msgspec.structs.replace(held, host_cpus=2, host_memory_bytes=3 * GIB)
+        host = {"leases": (), "held": (held,)}
+        assert "2 cores free" in self.beside(Request(host_cpus=3, memory_bytes=1), **host).reason
+        asked = Request(host_memory_bytes=2 * GIB, memory_bytes=1)
+        free = self.beside(asked, **host)
+        assert free is None  # 60 of 64 GiB are in use already: what was leased is part of it
+
+    def test_a_device_of_the_hosts_pool_needs_both_at_once(self):
+        host = state("cpu:0", 64, 60)
+        request = Request(memory_bytes=3 * GIB, host_memory_bytes=2 * GIB)
+        assert refusal(host, request).rule == "memory"
 
 
 def test_never_is_not_hidden_by_not_now():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -10,10 +12,10 @@ from exo.gpu.scheduling.job_queue import (
     LOOK_AHEAD,
     PRIORITY_SECONDS,
     in_order,
-    lease_for,
     reserve,
     take_turn,
 )
+from exo.gpu.scheduling.selector import leases_of
 from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.lease import Lease, Waiter
 from exo.gpu.vocabulary.metrics import GPUMetrics
@@ -196,13 +198,6 @@ def test_who_stands_far_back_is_told_so():
     assert not answer.decision.never
 
 
-def test_a_grant_is_a_lease_for_what_was_asked():
-    snapshot = Snapshot((card(0, used=GIB),))
-    taken = lease_for(snapshot, "cuda:0", Request(memory_bytes=GIB, holder="me", share=0.5))
-    assert (taken.memory_bytes, taken.share, taken.holder) == (GIB, 0.5, "me")
-    assert taken.used_before_bytes == GIB
-
-
 requests = st.fixed_dictionaries(
     {
         "gib": st.sampled_from([None, 1, 4, 10, 20, 24]),
@@ -259,7 +254,7 @@ class Machine:
 
     def grant(self, one, device_id):
         taken = replace(
-            lease_for(self.snapshot(), device_id, one.request),
+            leases_of(self.snapshot(), (device_id,), one.request)[0],
             lease_id=one.waiter_id,
             granted_seconds=self.now,
         )
@@ -325,7 +320,7 @@ def test_alike_ones_are_served_in_the_order_in_which_they_came(count, rounds, lo
         machine.serve(shuffled)
         machine.end(lots.randrange(10))
     groups = [int(name[1:]) for name in machine.served]
-    assert all(later - earlier > -3 for earlier, later in zip(groups, groups[1:], strict=False))
+    assert all(later - earlier > -3 for earlier, later in pairwise(groups))
     served = set(groups)
     assert served == set(range(1, len(served) + 1)), "nobody was passed over"
 

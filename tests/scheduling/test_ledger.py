@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exo.gpu.scheduling.ledger import free_memory, total_memory, used_before
 from exo.gpu.vocabulary.device import HOST_POOL, DeviceClass
+from exo.gpu.vocabulary.settings import DeviceSettings
 from tests.scheduling.states import GIB, lease, snapshot, state
 
 SOFTWARE = DeviceClass.SOFTWARE
@@ -121,6 +123,40 @@ def test_total_memory_is_the_smaller_of_device_and_pool():
     assert total_memory(state("x:0", None, None), snapshot(state("x:0", None, None))) is None
 
 
+class TestKeptForOthers:
+    def card(self, used, *leases, **facts):
+        reserve = facts.pop("reserve", None)
+        settings = DeviceSettings(reserve_bytes=reserve and reserve * GIB)
+        return state("cuda:0", 24, used, settings=settings, leases=leases, **facts)
+
+    def test_what_a_person_set_aside_holds_what_others_use_too(self):
+        assert free(self.card(1, reserve=4)).free_bytes == 20 * GIB
+        assert free(self.card(6, reserve=4)).free_bytes == 18 * GIB
+        assert "4.0 GiB kept for others" in free(self.card(1, reserve=4)).note
+
+    def test_leases_count_beside_it(self):
+        one = self.card(1, lease(held=8, before=1), reserve=4)
+        assert free(one).free_bytes == 12 * GIB
+        assert free(self.card(9, lease(held=8, before=1), reserve=4)).free_bytes == 12 * GIB
+
+    def test_it_is_never_to_be_had(self):
+        one = self.card(0, reserve=4)
+        assert total_memory(one, snapshot(one)) == 20 * GIB
+
+    def test_a_display_card_keeps_its_desktops_use_and_half_a_gib(self):
+        one = self.card(2, drives_display=True)
+        assert free(one).free_bytes == 21.5 * GIB
+        assert total_memory(one, snapshot(one)) == 23.5 * GIB
+        leased = self.card(2, lease(held=8, before=2), drives_display=True)
+        assert free(leased).free_bytes == 13.5 * GIB
+        assert free(self.card(2, drives_display=True, reserve=0)).free_bytes == 22 * GIB
+
+    def test_memory_of_the_machine_held_beside_a_device_is_taken_from_its_pool(self):
+        held = msgspec.structs.replace(lease(held=1), host_memory_bytes=6 * GIB)
+        card = state("cuda:0", leases=(held,))
+        assert free(state("cpu:0", 24, 0), card).free_bytes == 18 * GIB
+
+
 class TestUsedBefore:
     def test_it_is_the_use_by_nobodys_lease(self):
         one = state("cuda:0", 24, 10, leases=(lease(held=8, before=2),))
@@ -156,7 +192,7 @@ sizes = st.integers(0, 64)
 @given(
     total=sizes,
     used=st.none() | sizes,
-    grants=st.lists(st.tuples(st.none() | sizes, st.none() | sizes)),
+    grants=st.lists(st.tuples(st.none() | st.integers(1, 64), st.none() | sizes)),
     host_used=st.none() | sizes,
     shared=st.booleans(),
 )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exo.gpu.scheduling.selector import DeviceSelector, select
+from exo.gpu.scheduling.selector import DeviceSelector, explain, select, select_many
 from exo.gpu.vocabulary.decision import Decision
 from exo.gpu.vocabulary.device import DeviceCapabilities, DeviceClass, DeviceType
 from exo.gpu.vocabulary.metrics import GPUMetrics
@@ -319,6 +319,39 @@ def test_measured_speed_decides_between_equals_only(states, request, figures):
         )
         if same and first.total == second.total:
             assert speed[first.device_id] >= speed[second.device_id]
+
+
+class TestMany:
+    def test_each_sees_what_the_earlier_ones_took(self):
+        table = snapshot(state("cuda:0", 24, 0), state("cuda:1", 24, 2))
+        asked = [Request(memory_bytes=14 * GIB, holder=name) for name in ("one", "two", "three")]
+        first, second, third = select_many(table, asked)
+        assert (first.decision.chosen, second.decision.chosen) == (("cuda:0",), ("cuda:1",))
+        assert not third.decision.chosen
+        assert not third.decision.never
+        (lease_,) = first.taken
+        assert (lease_.device_id, lease_.memory_bytes, lease_.holder) == ("cuda:0", 14 * GIB, "one")
+        assert third.taken == ()
+
+    def test_a_gang_takes_every_device_and_its_machine_once(self):
+        table = snapshot(state("cuda:0"), state("cuda:1"), state("cpu:0", 64, 0, slots=8))
+        asked = Request(count=2, exclusive=True, host_cpus=6, host_memory_bytes=GIB)
+        gang, refused = select_many(table, [asked, Request(count=2, runtime="cuda")])
+        assert [one.device_id for one in gang.taken] == ["cuda:0", "cuda:1"]
+        assert [one.host_cpus for one in gang.taken] == [6, None]
+        assert all(one.exclusive for one in gang.taken)
+        assert not refused.decision.chosen
+
+
+def test_every_rule_that_objects_is_told():
+    """Rule: the first decides, the others are told with it."""
+    one = state("cuda:0", 24, 20, percent=90, leases=(lease(exclusive=True),))
+    table = snapshot(one)
+    decision = select(table, Request(memory_bytes=8 * GIB, min_idle_percent=50))
+    (refusal,) = decision.refusals
+    assert refusal.rule == "exclusive"
+    assert [text.split()[0] for text in refusal.also] == ["has", "is"]
+    assert "; also has 4.0 GiB free" in " ".join(explain(decision, table).split())
 
 
 class TestDeviceSelector:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exo.gpu.telemetry.batches import REFUSALS_TOLD
 from exo.gpu.telemetry.collector import TelemetryCollector
+from exo.gpu.telemetry.table.batches import REFUSALS_TOLD
 from exo.gpu.vocabulary.errors import InvalidValue, UnknownName
 from exo.gpu.vocabulary.metrics import BOUNDS, SERIES, GPUMetrics
 from tests.telemetry.collector_model import possible

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from exo.gpu.telemetry.blocks import SAMPLES, STEPS, Layout, pack, unpack
+from exo.gpu.telemetry.store.blocks import SAMPLES, STEPS, Layout, pack, unpack
 from exo.gpu.vocabulary.errors import StoreDamaged
 from exo.gpu.vocabulary.metrics import SERIES
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exo.gpu.telemetry import remarks, turns
 from exo.gpu.telemetry.collector import TelemetryCollector
-from exo.gpu.telemetry.packed import PackedColumn
-from exo.gpu.telemetry.remarks import Remarks
+from exo.gpu.telemetry.table import remarks, turns
+from exo.gpu.telemetry.table.packed import PackedColumn
+from exo.gpu.telemetry.table.remarks import Remarks
 from exo.gpu.vocabulary.metrics import SERIES, GPUMetrics
 
 FORMS = st.one_of(
@@ -60,7 +60,7 @@ def full(count, devices=2):
         ("memory_used_bytes", "memory_total_bytes", "memory_reserved_bytes"), 2**40 + 1
     )
     values |= {"corrected_errors": 2**40 + 1, "uncorrected_errors": 1}
-    values |= {"pcie_generation": 5, "pcie_width": 16}
+    values |= {"pcie_generation": 5, "pcie_width": 16, "performance_state": 2}
     for number in range(count):
         yield GPUMetrics(f"cuda:{number % devices}", float(number), **values)
 
@@ -95,7 +95,7 @@ def test_reported_memory_is_what_was_allocated():
 
 
 def test_ten_thousand_devices_with_every_reading_of_a_card_fit():
-    """Rule: 10,000 devices with 100 samples of 19 readings, as drivers give them: 100 MB."""
+    """Rule: 10,000 devices with 100 samples of 22 readings, as drivers give them: 100 MB."""
     count = 10_000
     chance = np.random.default_rng(7)
     collector = TelemetryCollector(max_history=100)

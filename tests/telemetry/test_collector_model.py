@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from exo.gpu.telemetry.collector import TelemetryCollector
-from exo.gpu.telemetry.remarks import Remark
+from exo.gpu.telemetry.table.remarks import Remark
 from exo.gpu.vocabulary.metrics import BOUNDS, SERIES, GPUMetrics
 from tests.telemetry.collector_model import Model, cleaned, near, same, totals
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exo.gpu.telemetry.health import assess
+from exo.gpu.telemetry.health.book import assess
 from exo.gpu.vocabulary.device import DeviceClass, GPUDevice
 from exo.gpu.vocabulary.health import ThrottleKind
 from exo.gpu.vocabulary.metrics import GPUMetrics

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exo.gpu.telemetry.health import MAX_FAULTS, HealthBook, log_event
-from exo.gpu.telemetry.health_rules import DEFAULT_RULES, SEVERITY, Rule
+from exo.gpu.telemetry.health.book import MAX_FAULTS, HealthBook, log_event
+from exo.gpu.telemetry.health.rules import DEFAULT_RULES, SEVERITY, Rule
 from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.errors import InvalidValue
 from exo.gpu.vocabulary.health import DeviceFault, FaultAction, HealthEvent, ThrottleKind

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from exo.gpu.telemetry.health_rules import DEFAULT_RULES, LOOKS, Rule, stale_after
+from exo.gpu.telemetry.health.rules import DEFAULT_RULES, LOOKS, Rule, stale_after
 from exo.gpu.vocabulary.errors import InvalidValue, UnknownName
 from exo.gpu.vocabulary.health import Health
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exo.gpu.telemetry.pulse import PulseBoard
+from exo.gpu.telemetry.health.pulse import PulseBoard
 
 
 class Clock:

@@ -7,7 +7,7 @@ import pytest
 from exo.gpu.backend import QuickTelemetryAbility
 from exo.gpu.backends.fake import FakeBackend
 from exo.gpu.labelled import LabelledBackend
-from exo.gpu.telemetry.readers import DeviceReader, PowerFromEnergy
+from exo.gpu.telemetry.sampling.readers import DeviceReader, PowerFromEnergy
 from exo.gpu.vocabulary.metrics import GPUMetrics
 from tests.backends.conftest import nvml, nvml_library
 from tests.backends.nvml.fake_nvml import H100, FakeNvml

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from exo.gpu.telemetry.rounds import DeviceSampler
+from exo.gpu.telemetry.sampling.rounds import DeviceSampler
 from exo.gpu.vocabulary.errors import DeviceLost
 from exo.gpu.vocabulary.metrics import GPUMetrics
 
@@ -85,7 +85,7 @@ def test_a_wedged_driver_does_not_keep_the_program_from_exiting() -> None:
     """Rule: a program with a hanging driver call ends by itself."""
     program = (
         "import threading\n"
-        "from exo.gpu.telemetry.rounds import DeviceSampler\n"
+        "from exo.gpu.telemetry.sampling.rounds import DeviceSampler\n"
         "taken = DeviceSampler().sample({'slow:0': threading.Event().wait}, deadline_seconds=0.05)\n"
         "print(taken.failures['slow:0'])"
     )

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from exo.gpu.telemetry.observation import Observation
-from exo.gpu.telemetry.readers import DeviceReader
-from exo.gpu.telemetry.sampler import TelemetrySampler
+from exo.gpu.telemetry.sampling.observation import Observation
+from exo.gpu.telemetry.sampling.readers import DeviceReader
+from exo.gpu.telemetry.sampling.sampler import TelemetrySampler
 from exo.gpu.vocabulary.errors import BackendError, DeviceLost, InvalidValue, ManagerClosed
 from exo.gpu.vocabulary.metrics import GPUMetrics
 from tests.backends.conftest import nvml, nvml_library
@@ -410,7 +410,7 @@ def test_an_impossible_cadence_is_refused_at_once(sink: Sink, seconds: float) ->
 PROGRAM = textwrap.dedent(
     """
     import threading
-    from exo.gpu.telemetry.sampler import TelemetrySampler
+    from exo.gpu.telemetry.sampling.sampler import TelemetrySampler
     from exo.gpu.vocabulary.metrics import GPUMetrics
 
     hung, sampled = threading.Event(), threading.Event()
@@ -455,8 +455,8 @@ def test_a_wedged_driver_library_does_not_keep_the_program_from_exiting(
         import os, sys, threading
         from pathlib import Path
         from exo.gpu.backends.cuda import CudaBackend
-        from exo.gpu.telemetry.readers import DeviceReader
-        from exo.gpu.telemetry.sampler import TelemetrySampler
+        from exo.gpu.telemetry.sampling.readers import DeviceReader
+        from exo.gpu.telemetry.sampling.sampler import TelemetrySampler
 
         description, fifo = Path({str(nvml.description)!r}), {str(tmp_path / "fifo")!r}
         backend = CudaBackend(environ={{}}, library={nvml.library!r}, sysfs=Path("/nonexistent"))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exo.gpu.telemetry.schedule import (
+from exo.gpu.telemetry.sampling.schedule import (
     LONGEST_BACKOFF_SECONDS,
     SHORTEST_CADENCE_SECONDS,
     SLEEPING_CADENCE_SECONDS,

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from histories import START, plain, realistic
 
-from exo.gpu.telemetry.blocks import STEPS
-from exo.gpu.telemetry.store import HistoryWriter
-from exo.gpu.telemetry.store_lock import WriterElsewhere
-from exo.gpu.telemetry.store_minutes import IDLE_SECONDS, MOST_OPEN, OpenMinutes
-from exo.gpu.telemetry.store_reader import HistoryReader
-from exo.gpu.telemetry.store_rows import tabulate
-from exo.gpu.telemetry.store_schema import history_path
+from exo.gpu.telemetry.store.blocks import STEPS
+from exo.gpu.telemetry.store.lock import WriterElsewhere
+from exo.gpu.telemetry.store.minutes import IDLE_SECONDS, MOST_OPEN, OpenMinutes
+from exo.gpu.telemetry.store.reader import HistoryReader
+from exo.gpu.telemetry.store.rows import tabulate
+from exo.gpu.telemetry.store.schema import history_path
+from exo.gpu.telemetry.store.writer import HistoryWriter
 from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.errors import InvalidValue, NoSuchDevice, StoreError, UnknownName
 from exo.gpu.vocabulary.health import DeviceFault, FaultAction, Health, HealthEvent
@@ -282,7 +282,7 @@ def test_minutes_end_by_silence_by_number_and_never_by_a_late_one():
 
 def test_a_flood_into_one_minute_does_not_stay_in_memory(monkeypatch):
     """Rule: beyond a bound the minutes untouched for longest are written."""
-    from exo.gpu.telemetry import store_minutes
+    from exo.gpu.telemetry.store import minutes as store_minutes
 
     monkeypatch.setattr(store_minutes, "MOST_OPEN_ROWS", 100)
     book = OpenMinutes([], now=0.0)

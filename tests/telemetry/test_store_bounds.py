@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from histories import START, plain, realistic
 
-from exo.gpu.telemetry.blocks import SAMPLES
-from exo.gpu.telemetry.store import HistoryWriter
-from exo.gpu.telemetry.store_reader import HistoryReader
-from exo.gpu.telemetry.store_upkeep import HistoryLimits
+from exo.gpu.telemetry.store.blocks import SAMPLES
+from exo.gpu.telemetry.store.reader import HistoryReader
+from exo.gpu.telemetry.store.upkeep import HistoryLimits
+from exo.gpu.telemetry.store.writer import HistoryWriter
 from exo.gpu.vocabulary.errors import InvalidValue
 from exo.gpu.vocabulary.health import Health, HealthEvent
 from exo.gpu.vocabulary.metrics import GPUMetrics

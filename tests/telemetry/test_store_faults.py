@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from histories import START, plain
 
-from exo.gpu.telemetry import store_file
-from exo.gpu.telemetry.store import HistoryWriter
-from exo.gpu.telemetry.store_file import KEPT_DAMAGED
-from exo.gpu.telemetry.store_reader import HistoryReader
+from exo.gpu.telemetry.store import file as store_file
+from exo.gpu.telemetry.store.file import KEPT_DAMAGED
+from exo.gpu.telemetry.store.reader import HistoryReader
+from exo.gpu.telemetry.store.writer import HistoryWriter
 from exo.gpu.vocabulary.errors import StoreDamaged, StoreError
 
 HERE = Path(__file__).parent
@@ -56,7 +56,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from histories import START, plain
-from exo.gpu.telemetry.store import HistoryWriter
+from exo.gpu.telemetry.store.writer import HistoryWriter
 
 index = int(sys.argv[3])
 writer = HistoryWriter.open(Path(sys.argv[2]), clock=lambda: START + 3600)
@@ -103,7 +103,7 @@ import resource, sys, threading
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from histories import START, realistic
-from exo.gpu.telemetry.store import HistoryWriter
+from exo.gpu.telemetry.store.writer import HistoryWriter
 
 path = Path(sys.argv[2])
 writer = HistoryWriter.open(path, clock=lambda: START + 3600)
@@ -140,10 +140,10 @@ def test_a_full_disk_keeps_samples_waiting_and_loses_none(path):
 READ_ONLY = """
 import os, sys
 from pathlib import Path
-from exo.gpu.telemetry.store import HistoryWriter
-from exo.gpu.telemetry.store_reader import HistoryReader
+from exo.gpu.telemetry.store.writer import HistoryWriter
+from exo.gpu.telemetry.store.reader import HistoryReader
 from exo.gpu.vocabulary.errors import StoreError
-import numpy, exo.gpu.telemetry.store_queries, contextvars
+import numpy, exo.gpu.telemetry.store.queries, contextvars
 if os.getuid() == 0:
     os.setuid(65534)  # to root, nothing is read-only
 for path in map(Path, sys.argv[2:]):
@@ -312,7 +312,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from histories import START
-from exo.gpu.telemetry.store_reader import HistoryReader
+from exo.gpu.telemetry.store.reader import HistoryReader
 
 last = 0
 while last < 1500:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from exo.gpu.telemetry.blocks import STEPS, pack, unpack
-from exo.gpu.telemetry.rollups import (
+from exo.gpu.telemetry.store.blocks import STEPS, pack, unpack
+from exo.gpu.telemetry.store.rollups import (
     HOURS,
     PARTS,
     combine,

@@ -7,9 +7,9 @@ import sqlite3
 import pytest
 from histories import START, plain
 
-from exo.gpu.telemetry.store import HistoryWriter
-from exo.gpu.telemetry.store_reader import HistoryReader
-from exo.gpu.telemetry.store_schema import MIGRATIONS, VERSION, migrate
+from exo.gpu.telemetry.store.reader import HistoryReader
+from exo.gpu.telemetry.store.schema import MIGRATIONS, VERSION, migrate
+from exo.gpu.telemetry.store.writer import HistoryWriter
 from exo.gpu.vocabulary.errors import StoreError, StoreTooNew
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-ABILITIES = ("finding", "telemetry", "memory", "compute", "pinning")
+ABILITIES = ("finding", "telemetry", "processes", "faults", "memory", "compute", "pinning")
 """What a backend can be shown to do, in the order of the table."""
 
 LEVELS = ("hardware", "software driver", "captured", "fake", "never run")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from exo.gpu.telemetry.store_series import HistoryStatistics, KeptEvent, KnownDevice, Series
+    from exo.gpu.telemetry.store.series import HistoryStatistics, KeptEvent, KnownDevice, Series
 
 
 class Metric(NamedTuple):

@@ -36,7 +36,7 @@ COMMANDS = {
     "leases": "Say who holds which device, and who waits.",
     "why": "Say what a waiting command waits for.",
     "config": "Show every setting, and where its value comes from.",
-    "watch": "Sample every device over and over, and keep the history.",
+    "watch": "Sample every device over and over.",
     "completion": "Print the completion script for bash, zsh or fish.",
 }
 

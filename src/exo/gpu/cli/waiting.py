@@ -6,26 +6,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from exo.gpu.cli.request_options import duration
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
-
-
-def duration(ctx: click.Context, option: click.Parameter, text: str | None) -> float | None:
-    """Seconds of ``30m``, ``90s``, ``1.5h`` or a plain number; a click callback.
-
-    Raises:
-        UsageError: naming the option and the text.
-
-    """
-    from exo.gpu.vocabulary.errors import InvalidValue
-    from exo.gpu.vocabulary.units import parse_duration
-
-    try:
-        return None if text is None else parse_duration(text, option.opts[-1])
-    except InvalidValue as error:
-        raise click.UsageError(str(error), ctx) from None
 
 
 _OPTIONS = (

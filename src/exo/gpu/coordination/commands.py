@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # Commands pulled ahead of those that run, so that no slot waits for the source.
 PULLED_AHEAD = 2
 
+# An interrupt that comes right before a wait without an end is noticed at its end; so end it.
+INTERRUPT_SECONDS = 0.5
+
 
 class CommandDone(msgspec.Struct, frozen=True):
     """One command that ended; ``index`` counts from 0 in the order of the source."""
@@ -106,7 +109,10 @@ class CommandRun:
     def __iter__(self) -> Iterator[CommandDone]:
         """The commands that ended, in that order; an error of the source is raised here."""
         while self._expected is None or self._seen < self._expected:
-            done = self._ended.get()
+            try:
+                done = self._ended.get(timeout=INTERRUPT_SECONDS)
+            except queue.Empty:
+                continue
             if isinstance(done, CommandDone):
                 self._seen += 1
                 self._room.release()

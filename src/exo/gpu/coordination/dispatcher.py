@@ -122,11 +122,13 @@ class Dispatcher:
         """Set once every slot is ready or given up."""
         self._slots: dict[int, _Slot] = {}
         try:
-            self.left_out = self._open_slots(request, setup, slots, wait_seconds)
+            taken, decision = acquire_slots(node, request, slots=slots, wait_seconds=wait_seconds)
+            self._open_slots(taken, setup)
         except BaseException:
             if own_node:
                 node.close()
             raise
+        self.left_out: tuple[Refusal, ...] = decision.left_out
         self.devices = tuple(
             {slot.device.device_id: slot.device for slot in self._slots.values()}.values()
         )
@@ -137,16 +139,7 @@ class Dispatcher:
         self._thread = threading.Thread(target=self._serve, name="exo-gpu-dispatch", daemon=True)
         self._thread.start()
 
-    def _open_slots(
-        self,
-        request: Request,
-        setup: SlotSetup | None,
-        slots: int | None,
-        wait_seconds: float | None,
-    ) -> tuple[Refusal, ...]:
-        acquired, decision = acquire_slots(
-            self._node, request, slots=slots, wait_seconds=wait_seconds
-        )
+    def _open_slots(self, acquired: list[tuple[str, GPUDevice]], setup: SlotSetup | None) -> None:
         waiting = deque(acquired)
         try:
             while waiting:
@@ -159,7 +152,6 @@ class Dispatcher:
             for lease_id, _ in waiting:
                 self._node.release(lease_id)
             raise
-        return decision.left_out
 
     @property
     def problem(self) -> str:

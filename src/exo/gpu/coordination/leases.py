@@ -11,6 +11,7 @@ import msgspec
 from exo.gpu.coordination.slots import refusal, request_of
 from exo.gpu.execution.pinning import apply_changes
 from exo.gpu.nodes.local import LocalNode
+from exo.gpu.nodes.policies import policies_for
 from exo.gpu.scheduling.selector import select
 from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.units import parse_duration
@@ -40,7 +41,7 @@ def decide(request: Request, *, node: LocalNode | None = None) -> tuple[Decision
         with LocalNode() as opened:
             return decide(request, node=opened)
     snapshot = node.snapshot()
-    return select(snapshot, request), snapshot
+    return select(snapshot, request, policies=policies_for(request)), snapshot
 
 
 @contextmanager

@@ -11,12 +11,14 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from exo.gpu.scheduling.distributor import Distribution, Maxima, WorkloadDistributor, weigh
+from exo.gpu.scheduling.fast import FastSelector
 from exo.gpu.scheduling.selector import select
 from exo.gpu.telemetry.collector import TelemetryCollector
-from exo.gpu.telemetry.health import assess
-from exo.gpu.telemetry.pulse import PulseBoard
-from exo.gpu.telemetry.turns import Turns
+from exo.gpu.telemetry.health.book import assess
+from exo.gpu.telemetry.health.pulse import PulseBoard
+from exo.gpu.telemetry.table.turns import Turns
 from exo.gpu.telemetry_protocol import Heartbeat
+from exo.gpu.vocabulary.decision import Decision
 from exo.gpu.vocabulary.device import DeviceCapabilities, GPUDevice
 from exo.gpu.vocabulary.errors import DuplicateDevice, InvalidValue, ManagerClosed, NoSuchDevice
 from exo.gpu.vocabulary.metrics import GPUMetrics
@@ -65,6 +67,7 @@ class GPUClusteringManager:
         self._strangers: set[str] = set()
         self._collector: TelemetryCollector | None = None
         self._distributor: WorkloadDistributor | None = None
+        self._selector: FastSelector | None = None
         self._max_history = max_history
         self._stale_after_seconds = stale_after_seconds
         self._clock = clock
@@ -104,7 +107,7 @@ class GPUClusteringManager:
             self._hardware[identity] = device.device_id
             self._telemetry.describe(device)
             self._strangers.discard(device.device_id)
-            self._version += 1
+            self._changed(device)
         logger.info("registered %s (%s)", device.device_id, device.name)
 
     def unregister_device(self, device_id: str) -> bool:
@@ -118,6 +121,8 @@ class GPUClusteringManager:
             self._pulses.forget(device_id)
             self._telemetry.forget(device_id)
             self._version += 1
+            if self._selector is not None:
+                self._selector.remove(device_id)
             return True
 
     def get_device(self, device_id: str) -> GPUDevice | None:
@@ -164,7 +169,7 @@ class GPUClusteringManager:
             self._require_open()
             if self._is_registered(metrics.device_id):
                 self._telemetry.observe(metrics)
-                self._version += 1
+                self._changed(self._devices[metrics.device_id])
 
     async def record_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Keep a heartbeat and its sample; treated as :meth:`record_metrics` treats strangers.
@@ -191,7 +196,7 @@ class GPUClusteringManager:
             fallback = "it reports itself as not available"
             trouble = "" if heartbeat.is_available else heartbeat.error_message or fallback
             self._pulses.take(heartbeat.device_id, heartbeat.timestamp, trouble)
-            self._version += 1
+            self._changed(self._devices[heartbeat.device_id])
 
     def get_aggregated_metrics(self) -> dict[str, Any]:
         """Sums and means over the registered devices that were sampled; empty where none was.
@@ -223,13 +228,23 @@ class GPUClusteringManager:
             InvalidValue: for a negative ``min_memory_bytes``.
 
         """
-        snapshot = self.snapshot()
+        self._require_open()
         check_whole("min_memory_bytes", min_memory_bytes)
         # Whoever registered a device wants it considered: a lower class serves where no better can.
-        decision = select(
-            snapshot, Request(memory_bytes=min_memory_bytes or None, all_devices=True)
-        )
-        return decision.chosen[0] if decision.chosen else None
+        request = Request(memory_bytes=min_memory_bytes or None, all_devices=True)
+        with self._lock:
+            self._require_open()
+            chosen = self._table().choose(request, now=self._clock()).chosen
+        return chosen[0] if chosen else None
+
+    def select(self, request: Request) -> Decision:
+        """Answer a request over the registered devices, with all reasons; nothing is reserved.
+
+        Raises:
+            UnknownName: for a policy that is not known, with the near spelling.
+
+        """
+        return select(self.snapshot(), request)
 
     def distribute_workload(
         self,
@@ -290,6 +305,7 @@ class GPUClusteringManager:
             self._strangers.clear()
             self._collector = None
             self._distributor = None
+            self._selector = None
 
     @property
     def _telemetry(self) -> TelemetryCollector:
@@ -301,6 +317,21 @@ class GPUClusteringManager:
                 stale_after_seconds=self._stale_after_seconds,
             )
         return self._collector
+
+    def _table(self) -> FastSelector:
+        """The devices in the order of decisions: made when first asked, then kept up to date."""
+        if self._selector is None:
+            self._selector = FastSelector(
+                map(self._state, self._devices.values()),
+                now=self._clock(),
+                stale_after_seconds=self._stale_after_seconds,
+            )
+        return self._selector
+
+    def _changed(self, device: GPUDevice) -> None:
+        self._version += 1
+        if self._selector is not None:
+            self._selector.update(self._state(device), now=self._clock())
 
     def _require_open(self) -> None:
         if self._closed:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from exo.gpu.coordination.health_guard import HealthGuard
 from exo.gpu.factory import FAKE_VARIABLE
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.nodes.watching import SEARCH_SECONDS
-from exo.gpu.telemetry.health import log_event
-from exo.gpu.telemetry.observation import Observation
-from exo.gpu.telemetry.store import HistoryWriter
-from exo.gpu.telemetry.store_lock import WriterElsewhere
-from exo.gpu.telemetry.store_schema import PATH_VARIABLE, history_path
+from exo.gpu.telemetry.health.book import log_event
+from exo.gpu.telemetry.sampling.observation import Observation
+from exo.gpu.telemetry.store.lock import WriterElsewhere
+from exo.gpu.telemetry.store.schema import PATH_VARIABLE, history_path
+from exo.gpu.telemetry.store.writer import HistoryWriter
 from exo.gpu.vocabulary.errors import StoreError
 from exo.gpu.vocabulary.health import DeviceFault, HealthEvent
 from exo.gpu.vocabulary.inventory import DeviceChange
@@ -129,6 +130,7 @@ class Monitor:
         self._lock = threading.Lock()
         self._writer: HistoryWriter | None = None
         self._recording = Recording(None, active=False, reason="no history was asked for")
+        self._guard = HealthGuard(self._node)
         self._started = False
         self._stopped = False
 
@@ -140,6 +142,11 @@ class Monitor:
     def __exit__(self, *_: object) -> None:
         """Stop."""
         self.stop()
+
+    @property
+    def node(self) -> LocalNode:
+        """The machine that it watches."""
+        return self._node
 
     @property
     def recording(self) -> Recording:
@@ -170,6 +177,7 @@ class Monitor:
             self._open_history()
         for device in self.devices:
             self._register(device)
+        self._guard.start()
         self._node.watch(
             self._take,
             cadence_seconds=self._cadence_seconds,
@@ -183,6 +191,7 @@ class Monitor:
             return
         self._stopped = True
         self._node.unwatch(timeout_seconds)
+        self._guard.stop(timeout_seconds)
         with self._lock:
             ending, self._subscriptions = self._subscriptions, []
         for subscription in ending:
@@ -247,6 +256,7 @@ class Monitor:
                 logger.info("%s (%s): %s", event.device.device_id, event.device.name, event.kind)
             case HealthEvent():
                 log_event(event)
+                self._guard.take(event)
                 if self._writer is not None:
                     self._writer.add_event(event)
             case DeviceFault():

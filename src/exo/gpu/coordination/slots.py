@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from exo.gpu.nodes.policies import policies_for
 from exo.gpu.scheduling.selector import refusal_message, select
 from exo.gpu.vocabulary.errors import NeverAvailable, NoDevice, NotNow
 from exo.gpu.vocabulary.request import Request
@@ -100,7 +101,7 @@ def _acquire_everywhere(
 ) -> tuple[Decision, Decision]:
     """Lease what is free on every device that may serve; the decision on all, and the last one."""
     snapshot = node.snapshot()
-    decision = last = select(snapshot, request)
+    decision = last = select(snapshot, request, policies=policies_for(request))
     if not decision.chosen:
         return decision, last
     devices = {state.device.device_id: state.device for state in snapshot.devices}
@@ -128,6 +129,9 @@ def _acquire_on(
         runtime=None,
         device_class=None,
         all_devices=False,
+        # What the rules about names said is decided; they know other names of the same device.
+        without_devices=(),
+        prefer=(),
     )
     held = sum(device.device_id == other.device_id for _, other in acquired)
     for _ in range((request.slots or device.slots) - held):

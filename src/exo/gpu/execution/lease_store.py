@@ -105,7 +105,10 @@ class LeaseStore:
         try:
             self._pid = os.getpid()
             self._turnstile = Turnstile(
-                home / "turn", home / "tickets", home / "queue", deadline_seconds=self._deadline_seconds
+                home / "turn",
+                home / "tickets",
+                home / "queue",
+                deadline_seconds=self._deadline_seconds,
             )
             self.locks = LockFolder(home / "locks")
             self.bells = BellFolder(home / "bells")

@@ -330,5 +330,6 @@ def awaits_memory(lease: Lease) -> bool:
 
 def _over(lease: Lease, now_seconds: float) -> bool:
     if lease.ended_seconds is not None:
-        return now_seconds >= lease.ended_seconds + SETTLE_SECONDS
+        # Who sees the device judges first, and says what became of the memory.
+        return now_seconds >= lease.ended_seconds + SETTLE_SECONDS + GRACE_SECONDS
     return lease.expires_seconds is not None and now_seconds >= lease.expires_seconds

@@ -13,10 +13,11 @@ from exo.gpu.execution.lease_store import LeaseStore
 from exo.gpu.execution.ledger_book import SETTLE_SECONDS
 from exo.gpu.nodes.lease_report import measured, release_by_force
 from exo.gpu.nodes.overrun import OverrunWatch, Seen
+from exo.gpu.nodes.policies import policies_for
 from exo.gpu.nodes.transport import Grant
 from exo.gpu.scheduling.explanation import refusal_message
-from exo.gpu.scheduling.job_queue import Turn, in_order, lease_for, take_turn
-from exo.gpu.scheduling.selector import select
+from exo.gpu.scheduling.job_queue import Turn, in_order, take_turn
+from exo.gpu.scheduling.selector import leases_of, select
 from exo.gpu.scheduling.settling import is_settled
 from exo.gpu.vocabulary.errors import NotNow
 from exo.gpu.vocabulary.lease import Lease, Waiter
@@ -124,7 +125,7 @@ class LeaseDesk:
 
         """
         begun = self._clock()
-        patience = SETTLE_SECONDS if wait_seconds is None else 0.0
+        patience = 0.0 if wait_seconds is not None else SETTLE_SECONDS + 2 * SETTLING_POLL_SECONDS
         self._look()
         asker = self._asker(request)
         attempt = self._attempt(asker, lasts_seconds)
@@ -219,8 +220,8 @@ class LeaseDesk:
                 snapshot, turn = self._turn(book, asker, book.leases)
             self._note_head(book, turn)
             held = tuple(
-                book.add(lease_for(snapshot, device_id, asker.request), lasts_seconds)
-                for device_id in turn.decision.chosen
+                book.add(lease, lasts_seconds)
+                for lease in leases_of(snapshot, turn.decision.chosen, asker.request)
             )
             if held and place is not None:
                 book.dequeue(asker.waiter_id)
@@ -259,9 +260,10 @@ class LeaseDesk:
 
     def _turn(self, book: Book, asker: Waiter, leases: tuple[Lease, ...]) -> tuple[Snapshot, Turn]:
         snapshot = self._eyes.assemble(leases)
+        policies = policies_for(asker.request)
         if not book.waiters:
-            return snapshot, Turn(decision=select(snapshot, asker.request))
-        return snapshot, take_turn(book.waiters, asker, snapshot, book.now_seconds)
+            return snapshot, Turn(decision=select(snapshot, asker.request, policies=policies))
+        return snapshot, take_turn(book.waiters, asker, snapshot, book.now_seconds, policies)
 
     def _is_hopeful(self, book: Book, asker: Waiter) -> bool:
         working = tuple(lease for lease in book.leases if not lease.settling)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from exo.gpu.nodes.watching import NodeEvent
     from exo.gpu.scheduling.job_queue import Turn
     from exo.gpu.telemetry.collector import TelemetryCollector
-    from exo.gpu.vocabulary.health import Cordon
+    from exo.gpu.vocabulary.health import Cordon, DeviceFault, HealthVerdict
     from exo.gpu.vocabulary.job import SlotEvent, SlotSetup, Work
     from exo.gpu.vocabulary.lease import Lease, Waiter
     from exo.gpu.vocabulary.process import ProcessList
@@ -43,12 +43,12 @@ class LocalNode:
     @property
     def sample_failures(self) -> dict[str, str]:
         """Why a device gave no sample in the last snapshot, by device id."""
-        return self._agent.sample_failures
+        return self._agent.sight.sample_failures
 
     @property
     def collector(self) -> TelemetryCollector:
         """The samples of the devices: the newest, or under a watch those of the last time."""
-        return self._agent.collector
+        return self._agent.sight.collector
 
     def watch(
         self,
@@ -59,7 +59,7 @@ class LocalNode:
         max_history: int,
     ) -> None:
         """Sample the devices over and over until :meth:`unwatch`, and tell the sink of it."""
-        self._agent.watch(
+        self._agent.sight.watch(
             sink,
             cadence_seconds=cadence_seconds,
             search_seconds=search_seconds,
@@ -68,7 +68,19 @@ class LocalNode:
 
     def unwatch(self, timeout_seconds: float = 1.0) -> None:
         """End the watch within the time; harmless where there is none."""
-        self._agent.unwatch(timeout_seconds)
+        self._agent.sight.unwatch(timeout_seconds)
+
+    def verdict(self, device_id: str) -> HealthVerdict:
+        """What is known of a device's health, by all that was heard under a watch."""
+        return self._agent.sight.verdict(device_id)
+
+    def report_fault(self, fault: DeviceFault) -> None:
+        """Take a fault that somebody else heard of; harmless where nobody watches."""
+        self._agent.sight.report_fault(fault)
+
+    def clear_faults(self, device_id: str) -> None:
+        """Let the faults of a device count no more; harmless where nobody watches."""
+        self._agent.sight.clear_faults(device_id)
 
     @property
     def store_place(self) -> StorePlace:
@@ -78,7 +90,7 @@ class LocalNode:
     @property
     def registry_place(self) -> tuple[str, str] | None:
         """Path of the registry and why it could not be used, if so; None where none is kept."""
-        return self._agent.registry_place
+        return self._agent.sight.registry_place
 
     def inventory(
         self,
@@ -88,13 +100,13 @@ class LocalNode:
         deadline_seconds: float | None = None,
     ) -> DiscoveryReport:
         """Every device found, and what each backend said; with ``refresh`` asked anew."""
-        return self._agent.inventory(
+        return self._agent.sight.inventory(
             refresh=refresh, links=links, deadline_seconds=deadline_seconds
         )
 
     def forget(self, device_id: str) -> tuple[str, ...]:
         """Drop a missing device from the registry, and give back its labels."""
-        return self._agent.forget(device_id)
+        return self._agent.sight.forget(device_id)
 
     def snapshot(self, *, leases: bool = True) -> Snapshot:
         """All devices now: fresh samples, health and, unless unwanted, live leases and cordons."""
@@ -102,15 +114,15 @@ class LocalNode:
 
     def cordons(self) -> tuple[Cordon, ...]:
         """The cordons of this machine that hold now, also those of devices that are not here."""
-        return self._agent.cordon_store.live()
+        return self._agent.cordons.live()
 
     def put_cordon(self, cordon: Cordon) -> Cordon:
         """Keep a device out of scheduling; the cordon that holds from now on."""
-        return self._agent.cordon_store.put(cordon)
+        return self._agent.cordons.put(cordon)
 
     def lift_cordon(self, hardware_id: str, *, by_health_only: bool = False) -> Cordon | None:
         """End a cordon, or only one that health set; the one that was ended, or None."""
-        return self._agent.cordon_store.lift(hardware_id, by_health_only=by_health_only)
+        return self._agent.cordons.lift(hardware_id, by_health_only=by_health_only)
 
     def processes(self) -> tuple[ProcessList, ...]:
         """Who works on each device, or why that is not known; bounded by a deadline."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.units import format_size
 
 if TYPE_CHECKING:
+    import psutil
+
     from exo.gpu.backend import DeviceProcess
 
 logger = logging.getLogger("exo.gpu.nodes.overrun")
@@ -25,6 +28,7 @@ LOOK_SECONDS = 1.0
 
 # What does not end on SIGTERM by then is killed.
 KILL_SECONDS = 5.0
+KILL_POLL_SECONDS = 0.05
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -69,9 +73,21 @@ def end_tree(root_pid: int) -> None:
         return
     for process in doomed:
         _quietly(process.terminate)
-    _, alive = psutil.wait_procs(doomed, timeout=KILL_SECONDS)
-    for process in alive:
+    # psutil's own wait would take the command's status away from whoever started it.
+    ends = time.monotonic() + KILL_SECONDS
+    while any(map(_works, doomed)) and time.monotonic() < ends:
+        time.sleep(KILL_POLL_SECONDS)
+    for process in doomed:
         _quietly(process.kill)
+
+
+def _works(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _quietly(act: Callable[[], None]) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from exo.gpu.backend import FaultAbility, TelemetryAbility
 from exo.gpu.recollection import Comings
-from exo.gpu.telemetry.health import HealthBook
-from exo.gpu.telemetry.observation import Observation
-from exo.gpu.telemetry.readers import DeviceReader
-from exo.gpu.telemetry.sampler import TelemetrySampler
+from exo.gpu.telemetry.health.book import HealthBook
+from exo.gpu.telemetry.sampling.observation import Observation
+from exo.gpu.telemetry.sampling.readers import DeviceReader
+from exo.gpu.telemetry.sampling.sampler import TelemetrySampler
 from exo.gpu.vocabulary.errors import BackendError
 from exo.gpu.vocabulary.health import DeviceFault, HealthEvent
 from exo.gpu.vocabulary.inventory import ChangeKind, DeviceChange
@@ -89,6 +89,14 @@ class NodeWatch:
         """What is known of a device's health."""
         return self._health.verdict(device_id)
 
+    def report_fault(self, fault: DeviceFault) -> None:
+        """Take a fault that somebody else heard of, such as an operator or another monitor."""
+        self._tell(fault, *self._health.fault(fault))
+
+    def clear_faults(self, device_id: str) -> None:
+        """Let the faults of a device count no more: it was reset, or somebody knows better."""
+        self._tell(*self._health.clear_faults(device_id))
+
     def start(self, report: DiscoveryReport) -> None:
         """Watch the devices of a search that was just made, and search again from time to time."""
         self._comings = comings = Comings(report)
@@ -163,7 +171,7 @@ class NodeWatch:
                     logger.info("faults of %s are not told: %s", device_id, reason)
                 while not self._ended.is_set():
                     for fault in watch.faults(timeout_seconds=_FAULT_WAIT_SECONDS):
-                        self._tell(fault, *self._health.fault(fault))
+                        self.report_fault(fault)
         except BackendError as error:
             logger.info("faults are not told: %s", error)
 

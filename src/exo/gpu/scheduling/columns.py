@@ -1,4 +1,4 @@
-"""Rows in the order of decisions, in blocks with columns: the first that will do, at any size.
+"""A block of rows in the order of decisions, with columns: the first that will do, at any size.
 
 A block of a few rows is looked through one by one. A longer one keeps what requests set limits for
 in columns, where NumPy rules most rows out at once; what is left is asked row by row, so that the
@@ -7,22 +7,20 @@ columns may err on one side only: they never rule out a row that will do.
 
 from __future__ import annotations
 
-import math
+from array import array
 from bisect import bisect_left
-from collections.abc import Container, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from exo.gpu.scheduling.kinds import KindMask
-from exo.gpu.scheduling.rows import ELIGIBLE, TAKEN, Key, Need, Row, verdict
+from exo.gpu.scheduling.rows import ELIGIBLE, TAKEN, Key, Row, verdict
+from exo.gpu.vocabulary.request import Request
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    Columns = NDArray[np.float64]
-    Mask = NDArray[np.bool_]
 
 
 class Sizes(msgspec.Struct, frozen=True):
@@ -33,8 +31,10 @@ class Sizes(msgspec.Struct, frozen=True):
     """
 
     plain: int = 96
-    block: int = 512
+    block: int = 256
 
+
+_LOOKED_AT_FIRST = 6
 
 _FREE, _MOST, _IDLE, _CELSIUS, _RECEIVED, _OPEN, _ROOM, _KIND = range(8)
 # How open a device is: not at all, beside other leases, also to one that takes a slot, alone.
@@ -43,7 +43,16 @@ _CLOSED, _SHARED, _SLOT, _ALONE = 0.0, 1.0, 2.0, 3.0
 _LENIENT = 1e-6
 
 
-class _Block:
+class Question(msgspec.Struct, frozen=True):
+    """A request, the kinds of device that it allows (None: all), and when it is asked."""
+
+    request: Request
+    kinds: KindMask | None
+    now: float
+    stale_after_seconds: float
+
+
+class Block:
     """Consecutive rows of an order, with their keys and, from a certain length on, columns."""
 
     __slots__ = ("best_free", "columns", "keys", "rows", "sizes")
@@ -52,203 +61,156 @@ class _Block:
         self.sizes = sizes
         self.keys = keys
         self.rows = rows
-        self.columns: Columns | None = None
-        self.best_free = -1
+        # Arrays that a row is put into and taken out of in place; NumPy looks at them as they are.
+        self.columns: tuple[array[float], ...] | None = None
+        self.best_free = -1.0
         self.gather()
 
     def gather(self) -> None:
         """Make the columns anew, where the block is long enough for any."""
-        self.best_free = max((_free(row) for row in self.rows), default=-1)
         self.columns = None
         if len(self.rows) > self.sizes.plain:
-            import numpy as np
-
-            columns = np.empty((_KIND + 1, 2 * self.sizes.block + 1))
-            columns[:, : len(self.rows)] = np.array([_figures(row) for row in self.rows]).T
-            self.columns = columns
+            figures = zip(*map(_figures, self.rows), strict=True)
+            self.columns = tuple(array("d", column) for column in figures)
+        self.best_free = self._most_free()
 
     def insert(self, place: int, key: Key, row: Row) -> None:
         """Put a row in its place."""
         self.keys.insert(place, key)
         self.rows.insert(place, row)
-        self.best_free = max(self.best_free, _free(row))
+        if row.free > self.best_free:
+            self.best_free = _free(row)
         if self.columns is None:
             if len(self.rows) > self.sizes.plain:
                 self.gather()
             return
-        count = len(self.rows)
-        self.columns[:, place + 1 : count] = self.columns[:, place : count - 1]
-        self.columns[:, place] = _figures(row)
+        for column, figure in zip(self.columns, _figures(row), strict=True):
+            column.insert(place, figure)
 
-    def replace(self, place: int, key: Key, row: Row) -> None:
-        """Put a row where its predecessor was."""
-        gone = self.rows[place]
-        self.keys[place], self.rows[place] = key, row
-        if self.columns is not None:
-            self.columns[:, place] = _figures(row)
+    def move(self, place: int, key: Key, row: Row) -> None:
+        """Put a row in its place, and take its predecessor out of another."""
+        keys, rows, columns = self.keys, self.rows, self.columns
+        gone = rows[place]
+        del keys[place], rows[place]
+        new = bisect_left(keys, key)
+        keys.insert(new, key)
+        rows.insert(new, row)
+        if columns is not None:
+            for column, figure in zip(columns, _figures(row), strict=True):
+                del column[place]
+                column.insert(new, figure)
         self._retire(gone)
-        self.best_free = max(self.best_free, _free(row))
+        if row.free > self.best_free:
+            self.best_free = _free(row)
 
     def remove(self, place: int) -> None:
         """Take a row out."""
         gone = self.rows[place]
         del self.keys[place], self.rows[place]
-        if self.columns is not None:
-            count = len(self.rows)
-            self.columns[:, place:count] = self.columns[:, place + 1 : count + 1]
+        for column in self.columns or ():
+            del column[place]
         self._retire(gone)
 
     def _retire(self, gone: Row) -> None:
-        if _free(gone) >= self.best_free:
-            self.best_free = max((_free(row) for row in self.rows), default=-1)
+        if gone.free >= self.best_free:
+            self.best_free = self._most_free()
 
-    def possible(self, need: Need, kinds: KindMask | None, *, now: bool) -> Iterator[int]:
+    def _most_free(self) -> float:
+        if self.columns is not None:
+            return max(self.columns[_FREE], default=-1.0)
+        return max((_free(row) for row in self.rows), default=-1.0)
+
+    def first(self, question: Question, last_place: int | None) -> Row | None:
+        """The first row that will do, of a block with columns."""
+        rows = self.rows
+        # Most requests are content with one of the first few.
+        row = first_of(rows[:_LOOKED_AT_FIRST], question, last_place)
+        if row is not None:
+            return row
+        left = (rows[place] for place in self._possible(question, now=True))
+        return first_of(left, question, last_place)
+
+    def holds(self, question: Question) -> bool:
+        """Whether a device that could serve is only taken for now, where none will do now."""
+        rows = self.rows
+        if self.columns is not None:
+            rows = [rows[place] for place in self._possible(question, now=False)]
+        request, now, stale = question.request, question.now, question.stale_after_seconds
+        allowed = None if question.kinds is None else question.kinds.allowed
+        memory, nobody_ruled_out = request.memory_bytes or -1, not request.without_devices
+        for row in rows:
+            if row.most < memory or not (allowed is None or allowed[row.kind]):
+                continue
+            if (row.easy and nobody_ruled_out) or verdict(row, request, now, stale) == TAKEN:
+                return True
+        return False
+
+    def _possible(self, question: Question, *, now: bool) -> list[int]:
         """The places of rows that may do, in order; with ``now`` false, of those that ever may."""
-        if self.columns is None:
-            yield from range(len(self.rows))
-            return
-        mask = self._mask(need, kinds, now=now)
-        place = int(mask.argmax())
-        while mask[place]:
-            yield place
-            mask[place] = False
-            place = int(mask.argmax())
-
-    def _mask(self, need: Need, kinds: KindMask | None, *, now: bool) -> Mask:
         import numpy as np
 
-        assert self.columns is not None
-        columns = self.columns[:, : len(self.rows)]
+        request, kinds = question.request, question.kinds
         if not now:
-            mask = columns[_MOST] >= float(need.memory_bytes or 0)
+            mask = self._column(_MOST) >= float(request.memory_bytes or -1)
         else:
-            mask = columns[_OPEN] >= _openness(need)
-            if need.share is not None:
-                mask &= columns[_ROOM] >= need.share
-            if need.memory_bytes is not None:
-                mask &= columns[_FREE] >= float(need.memory_bytes)
-            if need.idle_percent:
-                mask &= columns[_IDLE] >= need.idle_percent
-            if need.most_celsius is not None:
-                mask &= columns[_CELSIUS] <= need.most_celsius
-            mask &= need.now - columns[_RECEIVED] <= need.stale_after_seconds
+            mask = self._column(_OPEN) >= _openness(request)
+            if request.share is not None:
+                mask &= self._column(_ROOM) >= request.share
+            if request.memory_bytes is not None:
+                mask &= self._column(_FREE) >= float(request.memory_bytes)
+            if request.min_idle_percent:
+                mask &= self._column(_IDLE) >= request.min_idle_percent
+            if request.max_temperature_celsius is not None:
+                mask &= self._column(_CELSIUS) <= request.max_temperature_celsius
+            mask &= question.now - self._column(_RECEIVED) <= question.stale_after_seconds
         if kinds is not None:
             if kinds.column is None:
                 kinds.column = np.array(kinds.allowed)
-            mask &= kinds.column[columns[_KIND].astype(np.intp)]
-        return mask
+            mask &= kinds.column[self._column(_KIND).astype(np.intp)]
+        return np.flatnonzero(mask).tolist()
+
+    def _column(self, number: int) -> NDArray[np.float64]:
+        """A view of a column, to be let go of before the next row is put in or taken out."""
+        import numpy as np
+
+        assert self.columns is not None
+        return np.frombuffer(self.columns[number])
 
 
-class Lane:
-    """The rows of one class under one policy, in order; a change moves one row of one block."""
-
-    def __init__(self, policy: str, rows: list[Row], sizes: Sizes) -> None:
-        self._policy = policy
-        self._sizes = sizes
-        rows = sorted(rows, key=lambda row: row.keys[policy])
-        keys = [row.keys[policy] for row in rows]
-        self._blocks = [
-            _Block(keys[start : start + sizes.block], rows[start : start + sizes.block], sizes)
-            for start in range(0, len(rows), sizes.block)
-        ]
-        self._lasts = [block.keys[-1] for block in self._blocks if block.keys]
-
-    def put(self, row: Row, before: Row | None) -> None:
-        """Add a row, in place of an earlier one of the same device where there is one."""
-        key = row.keys[self._policy]
-        if before is None:
-            self._insert(key, row)
-            return
-        number, place = self._find(before.keys[self._policy])
-        block = self._blocks[number]
-        keys = block.keys
-        stays = (place == 0 or keys[place - 1] < key) and (
-            place + 1 == len(keys) or key < keys[place + 1]
-        )
-        if stays and 0 < place < len(keys) - 1:
-            block.replace(place, key, row)
-        else:
-            self._drop(number, place)
-            self._insert(key, row)
-
-    def remove(self, row: Row) -> None:
-        """Take a row out."""
-        self._drop(*self._find(row.keys[self._policy]))
-
-    def first(
-        self,
-        need: Need,
-        kinds: KindMask | None,
-        *,
-        last_place: int | None = None,
-        skip: Container[str] = (),
-    ) -> Row | None:
-        """The first row in order that will do, up to ``last_place``, of devices not in ``skip``."""
-        memory = need.memory_bytes
-        for block in self._blocks:
-            if memory is not None and block.best_free < memory:
-                continue
-            rows = block.rows
-            for place in block.possible(need, kinds, now=True):
-                row = rows[place]
-                if last_place is not None and row.place > last_place:
-                    return None
-                if (
-                    (kinds is None or kinds.allowed[row.kind])
-                    and verdict(row, need) == ELIGIBLE
-                    and row.state.device.device_id not in skip
-                ):
-                    return row
-        return None
-
-    def holds(self, need: Need, kinds: KindMask | None) -> bool:
-        """Whether a device that could serve is only taken for now."""
-        return any(
-            (kinds is None or kinds.allowed[block.rows[place].kind])
-            and verdict(block.rows[place], need) == TAKEN
-            for block in self._blocks
-            for place in block.possible(need, kinds, now=False)
-        )
-
-    def _find(self, key: Key) -> tuple[int, int]:
-        number = bisect_left(self._lasts, key)
-        return number, bisect_left(self._blocks[number].keys, key)
-
-    def _insert(self, key: Key, row: Row) -> None:
-        if not self._lasts:
-            self._blocks = [_Block([key], [row], self._sizes)]
-            self._lasts = [key]
-            return
-        number = min(bisect_left(self._lasts, key), len(self._lasts) - 1)
-        block = self._blocks[number]
-        block.insert(bisect_left(block.keys, key), key, row)
-        half = self._sizes.block
-        if len(block.keys) > 2 * half:
-            upper = _Block(block.keys[half:], block.rows[half:], self._sizes)
-            del block.keys[half:], block.rows[half:]
-            block.gather()
-            self._blocks.insert(number + 1, upper)
-            self._lasts.insert(number + 1, upper.keys[-1])
-        self._lasts[number] = block.keys[-1]
-
-    def _drop(self, number: int, place: int) -> None:
-        block = self._blocks[number]
-        block.remove(place)
-        if block.keys:
-            self._lasts[number] = block.keys[-1]
-        else:
-            del self._blocks[number], self._lasts[number]
+def first_of(rows: Iterable[Row], question: Question, last_place: int | None) -> Row | None:
+    """The first of the rows that will do, up to ``last_place``, by a plain loop."""
+    request, now, stale = question.request, question.now, question.stale_after_seconds
+    allowed = None if question.kinds is None else question.kinds.allowed
+    memory, nobody_ruled_out = request.memory_bytes or -1, not request.without_devices
+    idle, most = request.min_idle_percent or 0, request.max_temperature_celsius
+    for row in rows:
+        if row.free < memory or not (allowed is None or allowed[row.kind]):
+            continue
+        if last_place is not None and row.place > last_place:
+            return None
+        if row.easy and nobody_ruled_out:  # the verdict of most rows, without a call
+            if (
+                now - row.received_at <= stale
+                and row.idle >= idle
+                and (most is None or row.celsius <= most)
+            ):
+                return row
+        elif verdict(row, request, now, stale) == ELIGIBLE:
+            return row
+    return None
 
 
-def _free(row: Row) -> int:
-    return -1 if row.free_bytes is None else row.free_bytes
+def _free(row: Row) -> float:
+    return float(row.free)
 
 
-def _openness(need: Need) -> float:
-    if need.exclusive:
+def _openness(request: Request) -> float:
+    if request.exclusive:
         return _ALONE
+    if request.memory_bytes is not None or request.share is not None:
+        return _SHARED
     # With a number of slots of its own, the request is judged row by row.
-    return _SLOT if need.takes_slot and need.slots is None else _SHARED
+    return _SLOT if request.slots is None else _SHARED
 
 
 def _open(row: Row) -> float:
@@ -263,12 +225,11 @@ def _open(row: Row) -> float:
 
 def _figures(row: Row) -> tuple[float, ...]:
     """The columns of a row; what is not known stands where no limit lets it pass."""
-    free, most, busy = row.free_bytes, row.most_bytes, row.busy_percent
     return (
-        -1.0 if free is None else float(free),
-        0.0 if most is None else float(most),
-        -1.0 if busy is None else 100 - busy,
-        math.inf if row.celsius is None else row.celsius,
+        _free(row),
+        float(row.most),
+        row.idle,
+        row.celsius,
         row.received_at,
         _open(row),
         row.max_share - row.shares + _LENIENT,

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
-from exo.gpu.scheduling.columns import Sizes
+from exo.gpu.scheduling.columns import Question, Sizes
 from exo.gpu.scheduling.constraints import contradictions
-from exo.gpu.scheduling.kinds import KindMask
 from exo.gpu.scheduling.ledger import lease_for
-from exo.gpu.scheduling.policies import Policy, policy_named
-from exo.gpu.scheduling.rows import ELIGIBLE, TAKEN, Key, Need, Row, verdict
+from exo.gpu.scheduling.policies import POLICIES, Policy, policy_named
+from exo.gpu.scheduling.rows import ELIGIBLE, NEVER, TAKEN, Key, Row, verdict
 from exo.gpu.scheduling.selector import leases_of, select
 from exo.gpu.scheduling.table import DeviceTable, key_of
 from exo.gpu.vocabulary.decision import Choice, Decision
@@ -51,7 +51,7 @@ class FastSelector:
         self._stale_after_seconds = stale_after_seconds
         self._umbrella = umbrella
         self._links = links
-        self._policies = dict(policies or {})
+        self._policies = {**(policies or {}), **POLICIES}
         self._table = DeviceTable(umbrella, sizes)
         for state in states:
             self.update(state, now=now)
@@ -60,7 +60,7 @@ class FastSelector:
         return len(self._table.rows)
 
     def update(self, state: DeviceState, *, now: float = 0.0) -> None:
-        """Add a device, or say what is known of it; ``sample_age_seconds`` is its age at ``now``."""
+        """Add a device, or say what is known of it; the age of its sample is that at ``now``."""
         self._table.put(state, now)
         self.version += 1
 
@@ -95,7 +95,9 @@ class FastSelector:
             UnknownName: for a policy that is not known, with the near spelling.
 
         """
-        policy = policy_named(request.policy, self._policies)
+        policy = self._policies.get(request.policy)
+        if policy is None:
+            policy = policy_named(request.policy, self._policies)
         if (
             request.count > 1
             or policy.filters
@@ -121,9 +123,8 @@ class FastSelector:
             choice = self.choose(request, now=now)
             taken = self._leases(choice.chosen, request)
             for device_id, lease in zip(choice.chosen, taken, strict=True):
-                state = _aged(self._table.rows[device_id], now)
-                leases = (*state.leases, lease)
-                self.update(msgspec.structs.replace(state, leases=leases), now=now)
+                row = self._table.rows[device_id]
+                self.update(_aged(row, now, leases=(*row.state.leases, lease)), now=now)
             choices.append(Choice(choice.chosen, choice.table_version, taken))
         return choices
 
@@ -139,41 +140,38 @@ class FastSelector:
             contradictions(request)
         ):
             return None
-        need = Need(request, now, self._stale_after_seconds)
         kinds = self._table.kinds.mask(request)
+        question = Question(request, kinds, now, self._stale_after_seconds)
         if request.devices or request.node is not None:
-            return self._best_of_few(request, policy, need, kinds)
-        best = self._best_of_all(request, policy, need, kinds)
-        if best is None:
-            return None
-        few: Sequence[_Entry] = ()
-        if request.prefer or request.affinity_key:
-            few = _entries(self._table.singled_out(request), request, policy)
-            best = min((best, *_will_do(few, need, kinds)), key=_order)
-        if not best[2].display:
-            return best[2]
-        skip = {entry[2].state.device.device_id for entry in few}
-        beside = self._table.kinds.mask(request, no_display_of=best[2].state.device.runtime)
-        lane = self._table.lanes(policy)[best[0]]
-        row = lane.first(need, beside, last_place=best[1][0], skip=skip)
-        others = [*few] if row is None else [*few, (row.rank, row.keys[policy.name], row)]
-        return _not_behind_display(best, others, need, kinds)
-
-    def _best_of_all(
-        self, request: Request, policy: Policy, need: Need, kinds: KindMask | None
-    ) -> _Entry | None:
-        for rank, lane in self._table.lanes(policy).items():
-            row = lane.first(need, kinds)
+            return self._best_of_few(policy, question)
+        for lane in self._table.lanes(policy):
+            row = lane.first(question)
             if row is not None:
-                return rank, row.keys[policy.name], row
-            if not request.all_devices and lane.holds(need, kinds):
+                plain = not (row.display or request.prefer or request.affinity_key)
+                return row if plain else self._best_but_for(row, policy, question)
+            if not request.all_devices and lane.holds(question):
                 return None
         return None
 
-    def _best_of_few(
-        self, request: Request, policy: Policy, need: Need, kinds: KindMask | None
-    ) -> Row | None:
+    def _best_but_for(self, row: Row, policy: Policy, question: Question) -> Row:
+        """The best, where wishes of the request or a display may put another before ``row``."""
+        request = question.request
+        best: _Entry = (row.rank, row.keys[policy.name], row)
+        few: Sequence[_Entry] = ()
+        if request.prefer or request.affinity_key:
+            few = _entries(self._table.singled_out(request), request, policy)
+            best = min((best, *_will_do(few, question)), key=_order)
+        if not best[2].display:
+            return best[2]
+        beside = self._table.kinds.mask(request, no_display_of=best[2].state.device.runtime)
+        lane = self._table.lane_of(policy, best[0])
+        other = lane.first(msgspec.structs.replace(question, kinds=beside), best[1][0])
+        others = [*few] if other is None else [*few, (other.rank, other.keys[policy.name], other)]
+        return _not_behind_display(best, others, question)
+
+    def _best_of_few(self, policy: Policy, question: Question) -> Row | None:
         """The same among devices that the request names, or those of one machine."""
+        request = question.request
         if not request.devices:
             rows = self._table.of_node(request.node or "")
         else:
@@ -182,12 +180,12 @@ class FastSelector:
             if request.node is not None:
                 rows = [row for row in rows if row.state.device.node == request.node]
         entries = _entries(rows, request, policy)
-        best = next(_will_do(entries, need, kinds), None)
+        best = next(_will_do(entries, question), None)
         if best is None:
             return None
-        if not request.devices and not request.all_devices and _is_held(best, entries, need, kinds):
+        if not request.devices and not request.all_devices and _is_held(best, entries, question):
             return None
-        return _not_behind_display(best, entries, need, kinds)
+        return _not_behind_display(best, entries, question)
 
 
 def _entries(rows: Iterable[Row], request: Request, policy: Policy) -> list[_Entry]:
@@ -214,26 +212,23 @@ def _order(entry: _Entry) -> tuple[int, Key]:
     return entry[:2]
 
 
-def _will_do(entries: Iterable[_Entry], need: Need, kinds: KindMask | None) -> Iterator[_Entry]:
-    for entry in entries:
-        row = entry[2]
-        if (kinds is None or kinds.allowed[row.kind]) and verdict(row, need) == ELIGIBLE:
-            yield entry
+def _will_do(entries: Iterable[_Entry], question: Question) -> Iterator[_Entry]:
+    return (entry for entry in entries if _verdict(entry[2], question) == ELIGIBLE)
 
 
-def _is_held(best: _Entry, entries: Iterable[_Entry], need: Need, kinds: KindMask | None) -> bool:
+def _is_held(best: _Entry, entries: Iterable[_Entry], question: Question) -> bool:
     """Whether a device of a better class is only taken for now."""
-    return any(
-        rank < best[0]
-        and (kinds is None or kinds.allowed[row.kind])
-        and verdict(row, need) == TAKEN
-        for rank, _, row in entries
-    )
+    return any(rank < best[0] and _verdict(row, question) == TAKEN for rank, _, row in entries)
 
 
-def _not_behind_display(
-    best: _Entry, entries: Iterable[_Entry], need: Need, kinds: KindMask | None
-) -> Row:
+def _verdict(row: Row, question: Question) -> int:
+    kinds = question.kinds
+    if kinds is not None and not kinds.allowed[row.kind]:
+        return NEVER
+    return verdict(row, question.request, question.now, question.stale_after_seconds)
+
+
+def _not_behind_display(best: _Entry, entries: Iterable[_Entry], question: Question) -> Row:
     """The best, but not a card that drives a display where another of its runtime does as well."""
     rank, key, row = best
     if not row.display:
@@ -241,7 +236,7 @@ def _not_behind_display(
     runtime = row.state.device.runtime
     others = (
         entry
-        for entry in _will_do(entries, need, kinds)
+        for entry in _will_do(entries, question)
         if entry[0] == rank
         and entry[1][0] == key[0]
         and entry[2].state.device.runtime == runtime
@@ -250,8 +245,8 @@ def _not_behind_display(
     return min(others, key=_order, default=best)[2]
 
 
-def _aged(row: Row, now: float) -> DeviceState:
-    """What was told of the device, with its sample as old as it is by now."""
-    if row.received_at == math.inf:
-        return row.state
-    return msgspec.structs.replace(row.state, sample_age_seconds=now - row.received_at)
+def _aged(row: Row, now: float, **changes: Any) -> DeviceState:
+    """What was told of the device, with its sample as old as it is by now, and with changes."""
+    if row.received_at != math.inf:
+        changes["sample_age_seconds"] = now - row.received_at
+    return msgspec.structs.replace(row.state, **changes) if changes else row.state

@@ -238,4 +238,6 @@ def _not_now(state: DeviceState, rule: str, reason: str) -> Refusal:
 
 
 def _unread(state: DeviceState) -> str:
-    return "no sample yet" if state.sample is None else "it is asleep"
+    if state.sample is None:
+        return "no sample yet"
+    return "it is asleep" if state.sample.sleeping else "it does not report it"

@@ -26,7 +26,7 @@ _LEAST = {
 }
 _NAMES = {level: kind.value for kind, level in _LEVELS.items()} | {
     _NETWORK: "network",
-    _UNKNOWN: "unknown",
+    _UNKNOWN: "an unknown way",
 }
 
 

@@ -159,13 +159,10 @@ def _never_reason(
         " ".join((*filter(None, group), str(size))) for group, size in sorted(sizes.items())
     )
     if max(sizes.values()) >= request.count:
-        where = " on one machine" if request.same_node else ""
-        joined = (
-            "" if request.interconnect is Interconnect.ANY else f", {_JOINED[request.interconnect]}"
-        )
+        wishes = ["on one machine" if request.same_node else "", _JOINED[request.interconnect]]
         return (
-            f"{request.count} devices{where}{joined} are asked for, and no {request.count} of "
-            f"those here are ({counts})"
+            f"{request.count} devices are asked for, {' and '.join(filter(None, wishes))}, and no "
+            f"{request.count} of those here are ({counts})"
         )
     mixed = len(sizes) > 1 and sum(sizes.values()) >= request.count
     advice = "; a request for all devices takes unlike ones together" if mixed else ""
@@ -174,6 +171,7 @@ def _never_reason(
 
 
 _JOINED = {
+    Interconnect.ANY: "",
     Interconnect.NVLINK: "each two joined by NVLink",
     Interconnect.SAME_SWITCH: "each two on one PCIe switch or better",
 }

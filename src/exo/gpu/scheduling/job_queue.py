@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from exo.gpu.scheduling.filters import FILTERS, Filter, first_refusal
 from exo.gpu.scheduling.ledger import used_before
-from exo.gpu.scheduling.selector import select
+from exo.gpu.scheduling.policies import POLICIES, Policy
+from exo.gpu.scheduling.selector import leases_of, select
 from exo.gpu.vocabulary.decision import Decision, Refusal
-from exo.gpu.vocabulary.lease import Lease, Waiter
-from exo.gpu.vocabulary.request import Request
+from exo.gpu.vocabulary.lease import Waiter
+from exo.gpu.vocabulary.request import DEFAULT_POLICY, Request
 from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 
 # What one step of priority is worth. Ageing in one number: two steps more are overtaken by ten
@@ -52,14 +53,19 @@ def in_order(waiters: Iterable[Waiter]) -> tuple[Waiter, ...]:
 
 
 def take_turn(
-    line: Iterable[Waiter], asker: Waiter, snapshot: Snapshot, now_seconds: float
+    line: Iterable[Waiter],
+    asker: Waiter,
+    snapshot: Snapshot,
+    now_seconds: float,
+    policies: Mapping[str, Policy] | None = None,
 ) -> Turn:
     """What ``asker`` may take, given everybody who waits.
 
     The line is walked in order. Who can be served now is taken to be served, although its process
     may still be waking up. The first who cannot be is the head: devices are kept for it, and who
     comes later passes only with what leaves the head's claim on them whole (see
-    :func:`kept_for`). ``asker`` itself may or may not stand in the line.
+    :func:`kept_for`). ``asker`` itself may or may not stand in the line; ``policies`` are those
+    that it knows beside the presets.
     """
     own = place_in_line(asker)
     ahead = tuple(
@@ -76,7 +82,7 @@ def take_turn(
             snapshot = _with_leases(snapshot, waiter, decision.chosen, now_seconds)
         elif head is None and not decision.never:
             head = reserve(snapshot, waiter, now_seconds)
-    decision = _choose(snapshot, asker, head, now_seconds)
+    decision = _choose(snapshot, asker, head, now_seconds, policies)
     if len(ahead) > LOOK_AHEAD:
         decision = _too_far_back(decision, len(ahead))
     if head is None and not decision.chosen and not decision.never:
@@ -102,7 +108,7 @@ def reserve(snapshot: Snapshot, waiter: Waiter, now_seconds: float) -> Waiter:
     fresh = msgspec.structs.replace(waiter, reserved=(), reserved_seconds=now_seconds)
     for count in steps:
         freed = frozenset(state.device.device_id for state in leased[:count])
-        decision = select(_freed(view, freed, now_seconds), waiter.request)
+        decision = _answer(_freed(view, freed, now_seconds), waiter.request)
         if decision.chosen:
             return msgspec.structs.replace(fresh, reserved=decision.chosen)
     return fresh
@@ -136,29 +142,33 @@ def kept_for(head: Waiter, snapshot: Snapshot, now_seconds: float) -> Filter:
     return by_line
 
 
-def lease_for(snapshot: Snapshot, device_id: str, request: Request) -> Lease:
-    """The lease that grants a request on one device; the store signs it."""
-    state = next(state for state in snapshot.devices if state.device.device_id == device_id)
-    return Lease(
-        lease_id="",
-        device_id=device_id,
-        hardware_id=state.device.hardware_id,
-        memory_pool=state.device.memory_pool,
-        memory_bytes=request.memory_bytes,
-        exclusive=request.exclusive,
-        share=request.share,
-        used_before_bytes=used_before(state, snapshot),
-        holder=request.holder,
-    )
-
-
 def _choose(
-    snapshot: Snapshot, waiter: Waiter, head: Waiter | None, now_seconds: float
+    snapshot: Snapshot,
+    waiter: Waiter,
+    head: Waiter | None,
+    now_seconds: float,
+    policies: Mapping[str, Policy] | None = None,
 ) -> Decision:
     view = _seen_by(snapshot, waiter)
     if head is None or not head.reserved:
-        return select(view, waiter.request)
-    return select(view, waiter.request, (*FILTERS, kept_for(head, snapshot, now_seconds)))
+        return _answer(view, waiter.request, FILTERS, policies)
+    rules = (*FILTERS, kept_for(head, snapshot, now_seconds))
+    return _answer(view, waiter.request, rules, policies)
+
+
+def _answer(
+    view: Snapshot,
+    request: Request,
+    filters: tuple[Filter, ...] = FILTERS,
+    policies: Mapping[str, Policy] | None = None,
+) -> Decision:
+    """The decision on a request, also where its policy is of a package that only its asker has.
+
+    Whoever stands ahead keeps its place then, on the devices that the default policy prefers.
+    """
+    if request.policy not in POLICIES and request.policy not in (policies or {}):
+        request = msgspec.structs.replace(request, policy=DEFAULT_POLICY)
+    return select(view, request, filters, policies=policies)
 
 
 def _too_far_back(decision: Decision, count: int) -> Decision:
@@ -197,7 +207,7 @@ def _would_do(view: Snapshot, waiter: Waiter, device_ids: Sequence[str]) -> bool
     only = msgspec.structs.replace(
         freed, devices=tuple(one for one in freed.devices if one.device.device_id in kept)
     )
-    decision = select(only, waiter.request)
+    decision = _answer(only, waiter.request)
     return set(decision.chosen) == kept and not any(
         one.rule in _OUT_OF_ORDER for one in decision.refusals
     )
@@ -233,16 +243,20 @@ def _with_leases(
     snapshot: Snapshot, waiter: Waiter, device_ids: Sequence[str], now_seconds: float
 ) -> Snapshot:
     """The snapshot as if the waiter had been served with these devices."""
-
-    def served(state: DeviceState) -> DeviceState:
-        if state.device.device_id not in device_ids:
-            return state
-        lease = msgspec.structs.replace(
-            lease_for(snapshot, state.device.device_id, waiter.request),
+    taken = {
+        lease.device_id: msgspec.structs.replace(
+            lease,
             lease_id=f"{_LEASE_OF_WAITER}{waiter.waiter_id}",
             pid=waiter.pid,
             granted_seconds=now_seconds,
         )
+        for lease in leases_of(snapshot, device_ids, waiter.request)
+    }
+
+    def served(state: DeviceState) -> DeviceState:
+        lease = taken.get(state.device.device_id)
+        if lease is None:
+            return state
         return msgspec.structs.replace(state, leases=(*state.leases, lease))
 
     return msgspec.structs.replace(

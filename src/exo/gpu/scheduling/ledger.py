@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -52,17 +52,20 @@ class _Limit(msgspec.Struct, frozen=True):
     def free(self) -> int:
         # A lease's bytes count before its processes have taken them: reading use alone would
         # start a hundred jobs at once.
-        counted = max(self.used or 0, max(self.foreign, self.kept) + self.held)
+        others = self.kept if self.kept > self.foreign else self.foreign
+        counted = max(self.used or 0, others + self.held)
         left = (self.total or 0) - self.reserved - counted
         if self.leasable is not None:
             left = min(left, self.leasable - self.held)
-        return max(0, left)
+        return left if left > 0 else 0
 
     @property
     def most(self) -> int:
         """What one lease could ever get."""
         most = (self.total or 0) - self.reserved - self.lasting
-        return max(0, most if self.leasable is None else min(most, self.leasable))
+        if self.leasable is not None:
+            most = min(most, self.leasable)
+        return most if most > 0 else 0
 
     def described(self) -> str:
         use = "use unknown" if self.used is None else f"{format_size(self.used)} in use"
@@ -219,8 +222,10 @@ def _pool_limit(state: DeviceState, members: tuple[DeviceState, ...], snapshot: 
     )
 
 
-def _foreign(state: DeviceState, leases: Iterable[Lease]) -> int:
-    known = max([lease.used_before_bytes or 0 for lease in leases], default=0)
+def _foreign(state: DeviceState, leases: Sequence[Lease]) -> int:
+    if not leases:
+        return 0
+    known = max(lease.used_before_bytes or 0 for lease in leases)
     return min(known, _sampled_use(state) or 0)
 
 

@@ -15,6 +15,7 @@ from exo.gpu.scheduling.scorer import (
     Heat,
     MemoryFree,
     Scorer,
+    clamped,
     factor_term,
     scaled_terms,
     weighted,
@@ -52,15 +53,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         """The score alone; None stands for a device that was never sampled."""
         if facts is None:
             return 0.0
-        total = weighted(
-            [scorer.value(facts) for scorer, _ in self.terms],
-            [weight for _, weight in self.terms],
-        )
+        total = weighted([(scorer.value(facts), part) for scorer, part in self.terms])
         for scorer in self.factors:
             value = scorer.value(facts)
             if value is not None:
                 total *= value
-        total = max(0.0, min(1.0, total)) * weight
+        total = clamped(total) * weight
         return total + AFFINITY_WEIGHT if warm else total
 
     def score(
@@ -81,7 +79,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             *scaled_terms(
                 [scorer.name for scorer, _ in self.terms],
                 values,
-                [weight for _, weight in self.terms],
+                [part for _, part in self.terms],
                 [
                     scorer.note(facts, value)
                     for (scorer, _), value in zip(self.terms, values, strict=True)
@@ -150,7 +148,7 @@ def _speed_words(facts: Facts, value: float | None) -> str:
 
 def _coolness(facts: Facts) -> float | None:
     celsius = facts.sample.temperature_celsius
-    return None if celsius is None else max(0.0, min(1.0, 1.0 - celsius / HOTTEST_CELSIUS))
+    return None if celsius is None else clamped(1.0 - celsius / HOTTEST_CELSIUS)
 
 
 def _coolness_words(facts: Facts, value: float | None) -> str:

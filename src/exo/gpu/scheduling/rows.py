@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from exo.gpu.scheduling.constraints import names_of
 from exo.gpu.scheduling.filters import SHARE_TOLERANCE, takes_slot
@@ -19,28 +20,33 @@ from exo.gpu.vocabulary.snapshot import DeviceState
 # knows when; never.
 ELIGIBLE, TAKEN, UNWELL, NEVER = range(4)
 
-Key = tuple[object, ...]
+Key = tuple[Any, ...]
 
 
 class Row:
     """What a decision looks at of one device; what never changes is kept from row to row.
 
+    ``free`` and ``most`` are bytes, ``idle`` a percentage, each -1 where it is not known, and
+    ``celsius`` is then infinite: so that no limit lets the unknown pass. ``easy``
+    is a sound device with every reading, without leases or limits: only its numbers count.
     ``received_at`` is the moment, on the caller's monotonic clock, at which the sample came.
     ``keys`` holds the place in the order of the device's class, by policy.
     """
 
     __slots__ = (
-        "busy_percent",
         "celsius",
         "display",
+        "easy",
+        "free",
         "free_bytes",
         "identity",
+        "idle",
         "is_read",
         "keys",
         "kind",
         "lease_count",
         "max_share",
-        "most_bytes",
+        "most",
         "names",
         "place",
         "rank",
@@ -63,21 +69,36 @@ class Row:
         before: Row | None = None,
     ) -> None:
         self.state = state
-        self.free_bytes, self.total_bytes, self.most_bytes = figures
+        self.set_figures(figures)
         self._fix(state.device, state.settings, before)
         self.place = place_of(state)
         sample, age = state.sample, state.sample_age_seconds
         self.received_at = math.inf if sample is None or age is None else now - age
         self.is_read = sample is not None and not sample.sleeping
-        self.busy_percent = None if sample is None else sample.compute_utilization_percent
-        self.celsius = None if sample is None else sample.temperature_celsius
+        busy = None if sample is None else sample.compute_utilization_percent
+        self.idle = -1.0 if busy is None else 100 - busy
+        celsius = None if sample is None else sample.temperature_celsius
+        self.celsius = math.inf if celsius is None else celsius
         health = state.health
         self.unwell = health is Health.FAILED or health is Health.LOST or state.cordon is not None
         self.lease_count = len(leases)
         self.wholly_leased, self.slot_leases, self.shares = False, 0, 0.0
         if leases:
             self._count(leases)
+        self.easy = (
+            not leases
+            and not self.unwell
+            and self.max_share == 1
+            and busy is not None
+            and celsius is not None
+        )
         self.keys: dict[str, Key] = {}
+
+    def set_figures(self, figures: tuple[int | None, int | None, int | None]) -> None:
+        """What the ledger says: free, total, and the most that one lease could get."""
+        self.free_bytes, self.total_bytes, most = figures
+        self.free = -1 if self.free_bytes is None else self.free_bytes
+        self.most = -1 if most is None else most
 
     @property
     def share_held(self) -> float:
@@ -115,82 +136,58 @@ class Row:
         self.shares = math.fsum(parts)
 
 
-class Need:
-    """A request as the row rules read it, and the moment at which it is asked."""
-
-    __slots__ = (
-        "exclusive",
-        "idle_percent",
-        "memory_bytes",
-        "most_celsius",
-        "now",
-        "part",
-        "ruled_out",
-        "share",
-        "slots",
-        "stale_after_seconds",
-        "takes_slot",
-    )
-
-    def __init__(self, request: Request, now: float, stale_after_seconds: float) -> None:
-        self.memory_bytes = request.memory_bytes
-        self.exclusive = request.exclusive
-        self.share = request.share
-        self.part = 1.0 if request.exclusive else request.share
-        self.takes_slot = request.memory_bytes is None and request.share is None
-        self.slots = request.slots
-        self.idle_percent = request.min_idle_percent
-        self.most_celsius = request.max_temperature_celsius
-        self.ruled_out = request.without_devices
-        self.now = now
-        self.stale_after_seconds = stale_after_seconds
-
-
-def verdict(row: Row, need: Need) -> int:
+def verdict(row: Row, request: Request, now: float, stale_after_seconds: float) -> int:
     """What :data:`~exo.gpu.scheduling.filters.FILTERS` say of a row, as one of four numbers.
 
     Rules about what a device is (class, runtime, labels and such) are asked once for all devices
     of a kind, and not here; nor are those about the machine beside it.
     """
-    memory = need.memory_bytes
-    if need.ruled_out and not row.names.isdisjoint(need.ruled_out):
+    memory = request.memory_bytes
+    idle, most = request.min_idle_percent, request.max_temperature_celsius
+    if _is_hopeless(row, request, memory, idle, most):
         return NEVER
-    part = need.part
-    if (part > row.max_share) if part is not None else (row.max_share <= 0 and memory is None):
-        return NEVER
-    idle, most = need.idle_percent, need.most_celsius
-    if row.is_read and (
-        (idle and row.busy_percent is None) or (most is not None and row.celsius is None)
-    ):
-        return NEVER
-    if memory is not None and (row.most_bytes is None or row.most_bytes < memory):
-        return NEVER
-    if need.now - row.received_at > need.stale_after_seconds:
+    if now - row.received_at > stale_after_seconds:
         return TAKEN
     if row.unwell:
         return UNWELL
-    if row.lease_count and _is_taken(row, need):
-        return TAKEN
-    if memory is not None and (row.free_bytes is None or row.free_bytes < memory):
-        return TAKEN
-    if idle and (row.busy_percent is None or 100 - row.busy_percent < idle):
-        return TAKEN
-    if most is not None and (row.celsius is None or row.celsius > most):
+    if (
+        (memory is not None and row.free < memory)
+        or (idle and row.idle < idle)
+        or (most is not None and row.celsius > most)
+        or (row.lease_count and _is_taken(row, request))
+    ):
         return TAKEN
     return ELIGIBLE
 
 
-def _is_taken(row: Row, need: Need) -> bool:
-    """Whether the leases on the device leave no room, memory apart."""
-    if row.wholly_leased or need.exclusive:
+def _is_hopeless(
+    row: Row, request: Request, memory: int | None, idle: float | None, most: float | None
+) -> bool:
+    """Whether no wait makes the device do."""
+    if memory is not None and row.most < memory:
         return True
-    slots = need.slots or row.slots
-    if need.takes_slot:
-        if row.slot_leases >= slots:
+    if request.without_devices and not row.names.isdisjoint(request.without_devices):
+        return True
+    if row.max_share < 1:
+        part = 1.0 if request.exclusive else request.share
+        if (part > row.max_share) if part is not None else (row.max_share <= 0 and memory is None):
             return True
-        part = row.max_share / slots
-    elif need.share is not None:
-        part = need.share
-    else:
+    return row.is_read and (
+        (bool(idle) and row.idle < 0) or (most is not None and row.celsius == math.inf)
+    )
+
+
+def _is_taken(row: Row, request: Request) -> bool:
+    """Whether the leases on the device leave no room, memory apart."""
+    if row.wholly_leased or request.exclusive:
+        return True
+    slots = request.slots or row.slots
+    if request.share is not None:
+        part = request.share
+    elif request.memory_bytes is not None:
         return False
+    elif row.slot_leases >= slots:
+        return True
+    else:
+        part = row.max_share / slots
     return row.share_held_of(slots) + part > row.max_share + SHARE_TOLERANCE

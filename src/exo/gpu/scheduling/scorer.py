@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -127,23 +127,27 @@ def score_sample(
     memory = _memory_ratio(sample, capacity_bytes, free_bytes)
     idle, penalty = _idle(sample), _penalty(sample.temperature_celsius)
     values, weights = (memory, idle), (MEMORY_WEIGHT, COMPUTE_WEIGHT)
-    missing = ("use or total not reported", "utilization not reported")
-    terms = scaled_terms(("memory", "compute"), values, weights, missing)
+    notes = (
+        "" if memory is not None else "use or total not reported",
+        "" if idle is not None else "utilization not reported",
+    )
+    terms = scaled_terms(("memory", "compute"), values, weights, notes)
     heat = factor_term("heat", penalty, _penalty_note(sample.temperature_celsius))
-    total = weighted(values, weights) * (1.0 if penalty is None else penalty)
-    return Score(device_id=device_id, total=_clamp(total), terms=(*terms, heat))
+    total = weighted(zip(values, weights, strict=True)) * (1.0 if penalty is None else penalty)
+    return Score(device_id=device_id, total=clamped(total), terms=(*terms, heat))
 
 
-def weighted(values: Sequence[float | None], weights: Sequence[float]) -> float:
+def weighted(parts: Iterable[tuple[float | None, float]]) -> float:
     """The mean of the known values by their weights; 0 where none is known."""
+    known: list[tuple[float, float]] = []
     present = 0.0
-    for value, weight in zip(values, weights, strict=True):
+    for value, weight in parts:
         if value is not None:
             present += weight
+            known.append((value, weight))
     total = 0.0
-    for value, weight in zip(values, weights, strict=True):
-        if value is not None:
-            total += weight / present * value
+    for value, weight in known:
+        total += weight / present * value
     return total
 
 
@@ -240,12 +244,14 @@ def _memory_ratio(
     if sample.memory_used_bytes is None or not total:
         return None
     free = total - sample.memory_used_bytes - (sample.memory_reserved_bytes or 0)
-    return _clamp((free if free_bytes is None else min(free, free_bytes)) / total)
+    if free_bytes is not None and free_bytes < free:
+        free = free_bytes
+    return clamped(free / total)
 
 
 def _idle(sample: GPUMetrics) -> float | None:
     percent = sample.compute_utilization_percent
-    return None if percent is None else _clamp(1.0 - percent / 100.0)
+    return None if percent is None else clamped(1.0 - percent / 100.0)
 
 
 def _penalty(celsius: float | None) -> float | None:
@@ -264,5 +270,9 @@ def _penalty_note(celsius: float | None) -> str:
     return f"{celsius:g} C: penalty above {HEAT_FREE_CELSIUS:g} C"
 
 
-def _clamp(value: float) -> float:
-    return max(0.0, min(1.0, value))
+def clamped(value: float) -> float:
+    """The nearest value within 0..1."""
+    # By comparison: this stands in the middle of every decision, and calls cost more.
+    if value < 0.0:
+        return 0.0
+    return value if value < 1.0 else 1.0

@@ -16,6 +16,7 @@ from exo.gpu.scheduling.scorer import Candidates, DeviceScorer, Facts
 from exo.gpu.scheduling.standing import (
     AVOIDED_NOTE,
     DISPLAY_NOTE,
+    PREFERRED_NOTE,
     TIER_NOTES,
     displays_last,
     identity_of,
@@ -143,7 +144,8 @@ def _with_leases(snapshot: Snapshot, leases: Iterable[Lease]) -> Snapshot:
 def _with_others(objections: list[Refusal]) -> Refusal:
     """The first objection, which is the answer, with what the other rules say."""
     first, *others = objections
-    also = tuple(dict.fromkeys(one.reason for one in others if one.reason != first.reason))
+    reasons = {one.rule: one.reason for one in reversed(others) if one.rule != first.rule}
+    also = tuple(reversed(reasons.values()))
     return msgspec.structs.replace(first, also=also) if also else first
 
 
@@ -157,7 +159,8 @@ def _candidate(
     if request.affinity_key:
         affinity = (request.affinity_key, request.affinity_key in state.warm_keys)
     score = policy.score(device.device_id, facts, affinity=affinity, weight=state.settings.weight)
-    place = place_of(state, preferred=not set(names_of(device)).isdisjoint(request.prefer))
+    preferred = not set(names_of(device)).isdisjoint(request.prefer)
+    place = place_of(state, preferred=preferred)
     order = (
         device.device_class.rank,
         place,
@@ -166,7 +169,7 @@ def _candidate(
         -(memory.free_bytes or 0),
         *identity_of(device),
     )
-    notes = tuple(_notes(state, memory))
+    notes = tuple(_notes(state, memory, preferred=preferred))
     return Candidate(device, msgspec.structs.replace(score, notes=notes), place, order)
 
 
@@ -177,13 +180,15 @@ def facts_of(state: DeviceState, free_bytes: int | None, total_bytes: int | None
     return Facts(state, state.sample, free_bytes, total_bytes)
 
 
-def _notes(state: DeviceState, memory: FreeMemory) -> Iterable[str]:
+def _notes(state: DeviceState, memory: FreeMemory, *, preferred: bool) -> Iterable[str]:
     tier = tier_of(state)
     if tier in TIER_NOTES:
         yield TIER_NOTES[tier]
     if state.health is Health.DEGRADED and state.health_reason:
         yield state.health_reason
-    if state.settings.avoid:
+    if preferred:
+        yield PREFERRED_NOTE
+    elif state.settings.avoid:
         yield AVOIDED_NOTE
     if state.device.drives_display:
         yield DISPLAY_NOTE

@@ -19,6 +19,7 @@ TIER_NOTES = {
     UNSAMPLED: "no sample yet: behind every sampled device",
 }
 AVOIDED_NOTE = "set to be avoided: behind everything else of its class"
+PREFERRED_NOTE = "preferred by the request: before others as sound as it"
 DISPLAY_NOTE = "drives a display: behind the others of its runtime"
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import msgspec
 
-from exo.gpu.scheduling.columns import Lane, Sizes
+from exo.gpu.scheduling.columns import Sizes
 from exo.gpu.scheduling.kinds import KindTable
+from exo.gpu.scheduling.lanes import Lane
 from exo.gpu.scheduling.ledger import memory_figures, others_leases
 from exo.gpu.scheduling.policies import Policy
 from exo.gpu.scheduling.rows import Key, Row
@@ -37,6 +38,7 @@ class DeviceTable:
         self._by_name: dict[str, dict[str, None]] = {}
         self._by_warm_key: dict[str, dict[str, None]] = {}
         self._lanes: dict[str, dict[int, Lane]] = {}
+        self._filled: dict[str, list[Lane]] = {}
         self._policies: dict[str, Policy] = {}
 
     def put(self, state: DeviceState, now: float) -> None:
@@ -62,6 +64,7 @@ class DeviceTable:
         row = self.rows.pop(device_id, None)
         if row is None:
             return False
+        self._filled.clear()
         for lanes in self._lanes.values():
             lanes[row.rank].remove(row)
         device = row.state.device
@@ -101,8 +104,16 @@ class DeviceTable:
         states = tuple(row.state for row in self.of_node(state.device.node))
         return Snapshot(states, umbrella=self._alone.umbrella)
 
-    def lanes(self, policy: Policy) -> Mapping[int, Lane]:
-        """The rows of each class, best class first, in the order of a policy."""
+    def lanes(self, policy: Policy) -> list[Lane]:
+        """The rows of each class that has any, best class first, in the order of a policy."""
+        return self._filled.get(policy.name) or self._fill(policy)
+
+    def lane_of(self, policy: Policy, rank: int) -> Lane:
+        """The rows of one class."""
+        return self._lanes[policy.name][rank]
+
+    def _fill(self, policy: Policy) -> list[Lane]:
+        """Put the rows in a policy's order where that was not done, and list what is not empty."""
         lanes = self._lanes.get(policy.name)
         if lanes is None:
             by_rank: dict[int, list[Row]] = {rank: [] for rank in _RANKS}
@@ -112,7 +123,9 @@ class DeviceTable:
             lanes = {rank: Lane(policy.name, rows, self._sizes) for rank, rows in by_rank.items()}
             self._lanes[policy.name] = lanes
             self._policies[policy.name] = policy
-        return lanes
+        filled = [lane for lane in lanes.values() if lane]
+        self._filled[policy.name] = filled
+        return filled
 
     def _set(self, row: Row, before: Row | None) -> None:
         device_id = row.state.device.device_id
@@ -120,6 +133,7 @@ class DeviceTable:
             row.kind = self.kinds.number(row.state)
         self.rows[device_id] = row
         if before is None:
+            self._filled.clear()
             _note(self._by_node, row.state.device.node, device_id)
             for name in row.names:
                 _note(self._by_name, name, device_id)
@@ -138,9 +152,13 @@ class DeviceTable:
         snapshot = Snapshot(tuple(row.state for row in rows), umbrella=self._alone.umbrella)
         for row in rows:
             figures = memory_figures(row.state, snapshot)
-            if figures != (row.free_bytes, row.total_bytes, row.most_bytes):
-                new = copy.copy(row)
-                new.free_bytes, new.total_bytes, new.most_bytes = figures
+            new = copy.copy(row)
+            new.set_figures(figures)
+            if (new.free_bytes, new.total_bytes, new.most) != (
+                row.free_bytes,
+                row.total_bytes,
+                row.most,
+            ):
                 new.keys = {}
                 self._set(new, row)
 

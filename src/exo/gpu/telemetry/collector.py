@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
-from exo.gpu.telemetry.intake import Intake
-from exo.gpu.telemetry.roster import Grouping
+from exo.gpu.telemetry.table.intake import Intake
+from exo.gpu.telemetry.table.roster import Grouping
 from exo.gpu.vocabulary.errors import UnknownName
 from exo.gpu.vocabulary.metrics import SERIES, GPUMetrics
 from exo.gpu.vocabulary.units import check_number
 
 if TYPE_CHECKING:
-    from exo.gpu.telemetry.columns import Scope
-    from exo.gpu.telemetry.figures import Aggregate, Statistics
+    from exo.gpu.telemetry.table.columns import Scope
+    from exo.gpu.telemetry.table.figures import Aggregate, Statistics
 
 
 class TelemetryCollector(Intake):
@@ -103,7 +103,7 @@ class TelemetryCollector(Intake):
         """One reading of one device over the history kept, or over the last ``window_seconds``.
 
         Samples count by their time of receipt, up to ``now`` on the collector's clock. See
-        :class:`~exo.gpu.telemetry.figures.Statistics` for what is told, and for gaps;
+        :class:`~exo.gpu.telemetry.table.figures.Statistics` for what is told, and for gaps;
         ``cadence_seconds`` is the median distance of the values where it is not given.
 
         Raises:
@@ -168,7 +168,7 @@ class TelemetryCollector(Intake):
         now: float | None,
         cadence_seconds: float | None,
     ) -> Scope:
-        from exo.gpu.telemetry.columns import Scope
+        from exo.gpu.telemetry.table.columns import Scope
 
         if metric not in SERIES:
             raise UnknownName("metric", metric, SERIES)

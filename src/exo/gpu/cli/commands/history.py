@@ -14,8 +14,8 @@ from exo.gpu.cli.context import files, print_json
 from exo.gpu.cli.main import FAILURE, SUCCESS, complain
 
 if TYPE_CHECKING:
-    from exo.gpu.telemetry.store_reader import HistoryReader
-    from exo.gpu.telemetry.store_series import KeptEvent, KnownDevice, Series
+    from exo.gpu.telemetry.store.reader import HistoryReader
+    from exo.gpu.telemetry.store.series import KeptEvent, KnownDevice, Series
 
 
 def _moment(ctx: click.Context, option: click.Parameter, text: str | None) -> float | None:
@@ -108,8 +108,8 @@ def command(device: str | None, since: float, until: float | None, **options: An
     exo-gpu history cuda:0 --since 6h --metric power --metric temperature
     exo-gpu history cuda:0 --since 7d --plot week.png
     """  # noqa: D301 - \b is click's mark of lines that stay as they are
-    from exo.gpu.telemetry.store_reader import HistoryReader
-    from exo.gpu.telemetry.store_schema import history_path
+    from exo.gpu.telemetry.store.reader import HistoryReader
+    from exo.gpu.telemetry.store.schema import history_path
 
     until = time.time() if until is None else until
     if until <= since:

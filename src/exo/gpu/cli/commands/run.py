@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exo.gpu.cli.context import count_option, files, left_out_line, make_request, request_options
+from exo.gpu.cli.context import files, gang_options, left_out_line, make_request, request_options
 from exo.gpu.cli.main import complain
 from exo.gpu.cli.waiting import wait_options, wait_seconds
 
@@ -27,7 +27,7 @@ NO_SUCH_COMMAND = 127
     "75 not now; 2 usage.",
 )
 @request_options
-@count_option
+@gang_options
 @wait_options
 @click.option(
     "--overrun",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from exo.gpu.cli.context import (
-    count_option,
+    gang_options,
     left_out_line,
     make_request,
     print_json,
@@ -17,6 +17,7 @@ from exo.gpu.cli.main import complain
 
 if TYPE_CHECKING:
     from exo.gpu.vocabulary.decision import Decision
+    from exo.gpu.vocabulary.request import Request
     from exo.gpu.vocabulary.snapshot import Snapshot
 
 
@@ -24,7 +25,14 @@ if TYPE_CHECKING:
     epilog="Exit status: 0; 69 no device here can ever satisfy this; 75 not now; 2 usage."
 )
 @request_options
-@count_option
+@gang_options
+@click.option(
+    "--request",
+    "request_file",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="A request as JSON, '-' for standard input; options given beside it come on top.",
+)
 @click.option("--explain", is_flag=True, help="Also say why, device by device and term by term.")
 @click.option(
     "--format",
@@ -34,7 +42,9 @@ if TYPE_CHECKING:
     help="Device ids, hardware ids, shell lines for eval that pin a process, or JSON.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-def command(form: str, as_json: bool, explain: bool, **options: Any) -> None:
+def command(
+    form: str, as_json: bool, explain: bool, request_file: BinaryIO | None, **options: Any
+) -> None:
     """Choose devices for a piece of work, and say why.
 
     Nothing is reserved: another process may get there first. 'exo-gpu run' takes a lease.
@@ -48,7 +58,8 @@ def command(form: str, as_json: bool, explain: bool, **options: Any) -> None:
     from exo.gpu.nodes.local import LocalNode
     from exo.gpu.scheduling.selector import explain as explanation_of
 
-    request = make_request("exo-gpu select", options)
+    base = None if request_file is None else _request_of(request_file.read())
+    request = make_request("exo-gpu select", options, base)
     form = "json" if as_json else form
     with LocalNode() as node:
         decision, snapshot = decide(request, node=node)
@@ -66,6 +77,28 @@ def command(form: str, as_json: bool, explain: bool, **options: Any) -> None:
     left_out = left_out_line(decision.left_out)
     if left_out:
         complain(left_out)
+
+
+def _request_of(text: bytes) -> Request:
+    """The request in a JSON object.
+
+    Raises:
+        UsageError: for what is no request; with the near spelling for a field that does not exist.
+
+    """
+    import msgspec
+
+    from exo.gpu.vocabulary.errors import UnknownName
+    from exo.gpu.vocabulary.request import Request
+
+    try:
+        fields = msgspec.json.decode(text, type=dict[str, Any])
+        for name in fields:
+            if name not in Request.__struct_fields__:
+                raise UnknownName("field", name, Request.__struct_fields__)
+        return Request.from_dict(fields)
+    except ValueError as error:
+        raise click.UsageError(f"--request: {error}") from None
 
 
 def _choice(

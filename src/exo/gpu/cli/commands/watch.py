@@ -49,10 +49,11 @@ _WAIT_SECONDS = 0.25
 def command(
     as_json: bool, cadence: float, length: float | None, textfile: Path | None, no_history: bool
 ) -> None:
-    """Sample every device over and over, and tell what is read and what changes.
+    """Sample every device over and over.
 
-    It ends on Ctrl-C or when nobody reads its output any more. Unless another process does so
-    already, it keeps the history that 'exo-gpu history' shows.
+    It tells what is read and what changes, and ends on Ctrl-C or when nobody reads its output any
+    more. Unless another process does so already, it keeps the history that 'exo-gpu history'
+    shows.
     """
     from exo.gpu.coordination.monitor import Monitor
 
@@ -127,7 +128,7 @@ def _json_lines() -> Any:
 
 
 def _tell_json(event: NodeEvent) -> None:
-    from exo.gpu.telemetry.observation import Observation
+    from exo.gpu.telemetry.sampling.observation import Observation
     from exo.gpu.vocabulary.health import DeviceFault, HealthEvent
     from exo.gpu.vocabulary.inventory import DeviceChange
 
@@ -151,7 +152,7 @@ def _write(line: bytes) -> None:
 
 def _tell_people(event: NodeEvent) -> None:
     from exo.gpu.cli.render import said_line, sample_line
-    from exo.gpu.telemetry.observation import Observation
+    from exo.gpu.telemetry.sampling.observation import Observation
     from exo.gpu.vocabulary.health import DeviceFault, HealthEvent
     from exo.gpu.vocabulary.inventory import DeviceChange
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.inventory import MissingDevice
     from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 # A driver's string must not blow up what stores labels; other exporters of the field cut there too.
 LONGEST_LABEL = 256
 

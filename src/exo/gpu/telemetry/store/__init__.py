@@ -1,0 +1,1 @@
+"""What devices did, on disk: samples in packed blocks, minutes, one writer and many readers."""

@@ -1,0 +1,1 @@
+"""What is known of every device now and lately, as columns."""
