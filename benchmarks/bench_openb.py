@@ -147,7 +147,14 @@ def slowest(runs: dict[tuple[str, str, int], Figures]) -> Result:
     seconds = max(statistics.median(all_seconds) for all_seconds in by_workload.values())
     count = max(map(len, by_workload.values()))
     return Result(
-        "one run, slowest workload (s)", seconds, SECONDS, "limit", "", seconds, SECONDS, "lower",
+        "one run, slowest workload (s)",
+        seconds,
+        SECONDS,
+        "limit",
+        "",
+        seconds,
+        SECONDS,
+        "lower",
         count,
     )
 
