@@ -15,14 +15,14 @@ from exo.gpu.vocabulary.errors import InvalidValue
 class _Waiting(NamedTuple):
     place: float
     number: int
-    count: int
+    devices: int
     expected_seconds: float
 
 
 class _Running(NamedTuple):
     expected_end_seconds: float
     number: int
-    count: int
+    devices: int
 
 
 class CountedLine:
@@ -68,12 +68,12 @@ class CountedLine:
         """Give back the devices of one that began."""
         running = self._began.pop(number)
         del self._running[bisect.bisect_left(self._running, running)]
-        self.free += running.count
+        self.free += running.devices
 
     def turn(self, now_seconds: float) -> list[int]:
         """Who begins now, in this order; their devices are taken."""
         began: list[int] = []
-        while self._line and self._line[0].count <= self.free:
+        while self._line and self._line[0].devices <= self.free:
             began.append(self._begin(0, now_seconds))
         if self._line and self.free and self._look_ahead:
             began += self._passers(now_seconds)
@@ -86,11 +86,11 @@ class CountedLine:
         while place < len(self._line) and place <= last and self.free:
             one = self._line[place]
             ends_before = now_seconds + one.expected_seconds <= until_seconds
-            if one.count > self.free or not (ends_before or one.count <= spare):
+            if one.devices > self.free or not (ends_before or one.devices <= spare):
                 place += 1
                 continue
             if not ends_before:
-                spare -= one.count
+                spare -= one.devices
             began.append(self._begin(place, now_seconds))
             last -= 1
         return began
@@ -99,17 +99,17 @@ class CountedLine:
         """When the first is expected to begin, and how many devices it leaves then."""
         free = self.free
         for running in self._running:
-            free += running.count
-            if free >= self._line[0].count:
+            free += running.devices
+            if free >= self._line[0].devices:
                 until = max(now_seconds, running.expected_end_seconds)
-                return until, free - self._line[0].count
+                return until, free - self._line[0].devices
         raise AssertionError("what runs and what is free is all there is")
 
     def _begin(self, place: int, now_seconds: float) -> int:
         one = self._line.pop(place)
         del self._waiting[one.number]
-        running = _Running(now_seconds + one.expected_seconds, one.number, one.count)
+        running = _Running(now_seconds + one.expected_seconds, one.number, one.devices)
         bisect.insort(self._running, running)
         self._began[one.number] = running
-        self.free -= one.count
+        self.free -= one.devices
         return one.number

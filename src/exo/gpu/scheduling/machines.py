@@ -20,7 +20,8 @@ WHOLE_MILLI = 1000
 
 _FIRST_STATES = 256
 
-_Key = tuple[int, int, int, tuple[int, ...], int]
+Content = tuple[int, int, int, tuple[int, ...], int]
+"""Model, GPUs, free thousandths of cores, free thousandths of each GPU, classes of what is there."""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,8 +109,8 @@ class States:
         self.gpus: Integers = np.zeros(_FIRST_STATES, np.int64)
         self.gpu: Integers = np.zeros((_FIRST_STATES, width), np.int64)
         self.held: Integers = np.zeros(_FIRST_STATES, np.int64)
-        self.keys: list[_Key] = []
-        self._numbers: dict[_Key, int] = {}
+        self.keys: list[Content] = []
+        self._numbers: dict[Content, int] = {}
 
     def number(
         self, model: int, gpus: int, cpu_milli: int, free: tuple[int, ...], held: int = 0

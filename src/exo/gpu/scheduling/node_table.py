@@ -123,7 +123,7 @@ class NodeTable:
         return (free.index(left),)
 
     def _change(self, row: int, demand: Demand, devices: Sequence[int], sign: int) -> None:
-        model, gpus, cpu_milli, _, _ = self.states.keys[self.state[row]]
+        model, gpus, cpu_milli, _, _ = self.states.keys[int(self.state[row])]
         free = self.free[row]
         cpu_milli -= sign * demand.cpu_milli
         memory_bytes = int(self.memory_bytes[row]) - sign * demand.memory_bytes

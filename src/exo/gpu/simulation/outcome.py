@@ -72,22 +72,22 @@ def summarize(
         for one in outcomes
         if one.began_seconds is not None and one.ended_seconds is not None
     ]
-    counts = {
-        "policy": policy,
-        "seed": seed,
-        "jobs": len(outcomes),
-        "completed": len(done),
-        "refused": sum(bool(one.refused) for one in outcomes),
-    }
+    counted = Summary(
+        policy=policy,
+        seed=seed,
+        jobs=len(outcomes),
+        completed=len(done),
+        refused=sum(bool(one.refused) for one in outcomes),
+    )
     if not done:
-        return Summary(**counts)
+        return counted
     arrived, began, ended = np.array(done, np.float64).T
     waiting, completion = began - arrived, ended - arrived
     run = np.maximum(ended - began, _SHORTEST_RUN_SECONDS)
     makespan = float(ended.max())
     p50, p95, p999 = (float(np.quantile(completion, part)) for part in (0.5, 0.95, 0.999))
-    return Summary(
-        **counts,
+    return msgspec.structs.replace(
+        counted,
         makespan_seconds=makespan,
         waiting_mean_seconds=float(waiting.mean()),
         waiting_p999_seconds=float(np.quantile(waiting, 0.999)),

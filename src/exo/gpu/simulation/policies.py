@@ -141,7 +141,9 @@ class FragmentationGradient(_Published):
         if self._states is not states or self._unusable is None:
             self._states, self._unusable = states, UnusableGpu(self._mix, states)
         unusable = self._unusable
-        gained, places = gains(states, numbers, demand, lambda *content: -unusable(*content))
+        gained, places = gains(
+            states, numbers, demand, lambda cpu, gpu, model: -unusable(cpu, gpu, model)
+        )
         scores = np.trunc(100 / (1 + np.exp(-gained / WHOLE_MILLI)))
         return best_places(np.where(np.isneginf(gained), IMPOSSIBLE, scores), places)
 

@@ -91,6 +91,6 @@ def _header(trace: Path) -> set[str]:
     """The first line as names of columns."""
     try:
         with trace.open(encoding="utf-8", errors="replace", newline="") as file:
-            return set(next(csv.reader(file), []))
+            return set(next(csv.reader(file), list[str]()))
     except (OSError, csv.Error) as error:
         raise TraceError(f"{trace} cannot be read: {error}") from error

@@ -12,7 +12,7 @@ from typing import Any, cast
 from exo.gpu.simulation.jobs import Job
 from exo.gpu.vocabulary.errors import TraceError
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "job type",
     "command",
     "working directory",
