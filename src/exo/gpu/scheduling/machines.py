@@ -21,7 +21,7 @@ WHOLE_MILLI = 1000
 _FIRST_STATES = 256
 
 Content = tuple[int, int, int, tuple[int, ...], int]
-"""Model, GPUs, free thousandths of cores, free thousandths of each GPU, classes of what is there."""
+"""Model, GPUs, free cores, what is free of each GPU (in thousandths), and the classes held."""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):

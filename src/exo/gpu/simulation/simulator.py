@@ -133,7 +133,8 @@ class Simulator:
         if isinstance(event, _Arrival):
             self._line[event.number] = self._jobs[event.number].waiter
         elif isinstance(event, _End):
-            if self._jobs[event.number].starts == event.start:
+            one = self._jobs[event.number]
+            if one.starts == event.start and one.devices:  # else a failure came before
                 self._finish(event.number)
         elif isinstance(event, _Failure):
             self._fail(event.device_id)
