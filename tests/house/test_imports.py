@@ -49,6 +49,22 @@ COLUMNS = {
         "totals",
         "windows",
     )
+} | {
+    f"exo.gpu.{name}"
+    for name in (
+        "scheduling.fragmentation",
+        "scheduling.machines",
+        "scheduling.node_table",
+        "scheduling.request_mix",
+        "simulation.outcome",
+        "simulation.placement",
+        "simulation.policies",
+        "simulation.replay",
+        "simulation.report",
+        "simulation.simulator",
+        "simulation.study",
+        "simulation.traces.openb",
+    )
 }
 
 # Watches the interpreter from outside: audit events for files, processes and sockets, and the

@@ -73,7 +73,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     """Rule: a missing file, a folder and bytes that are no text are told alike."""
     for path in (tmp_path / "none.csv", tmp_path):
         for read in (read_nodes, read_journal, read_speeds, read_cluster):
-            with pytest.raises(TraceError, match="cannot be read|script"):
+            with pytest.raises(TraceError, match=r"cannot be read|script"):
                 read(path)
     path = tmp_path / "bytes.csv"
     path.write_bytes(b"\xff\xfe\xfa")
@@ -125,7 +125,7 @@ def test_gavels_faults_have_their_place(tmp_path, line, where):
 )
 def test_a_table_of_speeds_that_is_none_is_refused(tmp_path, table):
     """Rule: the entry is named."""
-    with pytest.raises(TraceError, match="speeds.json"):
+    with pytest.raises(TraceError, match=r"speeds\.json"):
         read_speeds(written(tmp_path, table, "speeds.json"))
 
 

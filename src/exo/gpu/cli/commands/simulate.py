@@ -94,14 +94,14 @@ FIRST_SEED = 42
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def command(cluster: str, trace: Path, policies: str | None, **options: Any) -> int:
-    """Run a recorded workload on a recorded cluster, under one policy or another.
+    """Run a recorded workload on paper, under one policy or another.
 
     Nothing is started, and no device is touched. Machines that only fill up are compared by what
     they hold in the end; jobs by how long they wait and take.
 
     \b
     exo-gpu simulate --cluster 64 --trace philly.csv --policy fifo,line
-    exo-gpu simulate --cluster nodes.csv --trace pods.csv --policy fgd,fragmentation --seeds 10
+    exo-gpu simulate --cluster nodes.csv --trace pods.csv --seeds 10
     """  # noqa: D301 - \b is click's mark of lines that stay as they are
     from exo.gpu.simulation.report import check_policies, means, policies_of, run_all
 
