@@ -24,9 +24,10 @@ from exo.gpu.scheduling.request_mix import (
 # what comes goes onto few machines, and the others stay whole for what needs them whole.
 STEP_MILLI = 40.0
 
-# What cannot be used now weighs a third of what will never be filled: the former may still come
-# of use to other kinds of demand.
-UNUSABLE_WEIGHT = 0.3
+# What a demand for one GPU cannot use now weighs a third of what will never be filled: it may
+# still come of use to others. For demands of several it weighs twice that: GPUs of one machine
+# hardly ever come free together again.
+SINGLE_WEIGHT, GANG_WEIGHT = 0.3, 0.6
 
 # Of the normal distribution's standard deviation, for the logistic one that stands for it, halved:
 # machines are filled by choice, not by lot, so that their needs of cores differ less.
@@ -99,11 +100,13 @@ class Fragmentation:
         """Minus the losses, up to what placing adds however it is done."""
         if self._known is not None and self._known[0] is states:
             return self._known[1]
-        unusable = UnusableGpu(self._mix, states)
+        unusable = UnusableGpu(
+            self._mix, states, single_weight=SINGLE_WEIGHT, gang_weight=GANG_WEIGHT
+        )
         shortage, fill = CoreShortage(self._mix), expected_fill(self._mix)
 
         def worth(cpu: Integers, gpu: Integers, model: Integers) -> Floats:
-            lost = UNUSABLE_WEIGHT * unusable(cpu, gpu, model) + shortage(cpu, gpu)
+            lost = unusable(cpu, gpu, model) + shortage(cpu, gpu)
             return fill[gpu].sum(axis=1) - lost
 
         self._known = (states, worth)

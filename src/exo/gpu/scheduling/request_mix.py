@@ -44,14 +44,22 @@ class UnusableGpu:
 
     For each kind that is all of it where the kind takes no GPU or does not fit, else what is left
     on GPUs with less than it needs of each. This is the fragmentation measure of FGD.
+    Kinds that take one GPU or none count by ``single_weight``, those of several by ``gang_weight``.
     """
 
-    def __init__(self, mix: RequestMix, states: States) -> None:
+    def __init__(
+        self,
+        mix: RequestMix,
+        states: States,
+        *,
+        single_weight: float = 1.0,
+        gang_weight: float = 1.0,
+    ) -> None:
         self._mix = mix
         self._states = states
         self._steps = np.array(sorted({one.cpu_milli for one in mix.demands}), np.int64)
-        self._single = self._table()
-        self._gangs = self._gang_parts()
+        self._single = single_weight * self._table()
+        self._gangs = self._gang_parts(gang_weight)
 
     def __call__(self, cpu: Integers, gpu: Integers, model: Integers) -> Floats:
         """For each content: free cores, ascending free GPUs in thousandths, number of the model."""
@@ -78,7 +86,7 @@ class UnusableGpu:
                 table[self._allowed(demand), level:] -= part * usable
         return table
 
-    def _gang_parts(self) -> dict[tuple[int, int], Floats]:
+    def _gang_parts(self, weight: float) -> dict[tuple[int, int], Floats]:
         """For demands of several GPUs, by how many and what of each: two parts of all demands.
 
         The first finds enough cores and its model, by model and level of cores; the second is all.
@@ -89,8 +97,8 @@ class UnusableGpu:
             if demand.gpus > 1:
                 parts = found.setdefault((demand.gpus, demand.gpu_milli), np.zeros(shape))
                 level = int(np.searchsorted(self._steps, demand.cpu_milli, side="right"))
-                parts[self._allowed(demand), level:, 0] += part
-                parts[..., 1] += part
+                parts[self._allowed(demand), level:, 0] += weight * part
+                parts[..., 1] += weight * part
         return found
 
     def _allowed(self, demand: Demand) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
