@@ -202,6 +202,10 @@ def test_shortest_first_waits_less_than_first_come():
     assert shortest.completion_mean_seconds == pytest.approx((1 + 11) / 2 * 3600)
     assert shortest.makespan_seconds == 11 * 3600
     assert shortest.utilization_ratio == pytest.approx(1)
+    assert shortest.waiting_mean_seconds == pytest.approx(1800)
+    assert shortest.completion_p50_seconds == pytest.approx(6 * 3600)
+    assert shortest.completion_p95_seconds == pytest.approx(10.5 * 3600)
+    assert shortest.completion_p50_seconds < shortest.completion_p999_seconds <= 11 * 3600
 
 
 def test_an_unknown_discipline_is_answered_with_those_there_are():

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exo.gpu.scheduling.machines import Demand, Machine
 from exo.gpu.simulation.jobs import Job
 from exo.gpu.simulation.report import draw, means, policies_of, run_all
 from exo.gpu.simulation.simulator import Simulator
 from exo.gpu.simulation.study import Kind, Study
+from exo.gpu.simulation.traces.openb import Pod
 from exo.gpu.simulation.weather import Weather
 from exo.gpu.vocabulary.device import DeviceClass, GPUDevice
 from exo.gpu.vocabulary.errors import InvalidValue, UnknownName
@@ -206,6 +208,23 @@ def test_a_study_runs_in_processes_as_in_one(tmp_path):
     assert json.dumps(found)
     with pytest.raises(UnknownName):
         run_all(study, ["fgd"], [1])
+
+
+def test_a_cluster_that_fills_up_is_told_by_what_it_holds():
+    """Rule: of 2 GPUs one and a half are taken; the half that is left is of no use to wholes."""
+    node = Machine(name="n", cpu_milli=8000, memory_bytes=GIB, gpus=2, model="")
+    half, whole = (
+        Demand(cpu_milli=1000, memory_bytes=1, gpus=1, gpu_milli=milli) for milli in (500, 1000)
+    )
+    study = Study(
+        kind=Kind.PLACEMENT,
+        machines=(node,),
+        pods=(Pod("a", half), Pod("b", whole)),
+        inflation=0.75,
+    )
+    (summary,) = run_all(study, ["best-fit"], [1])
+    assert (summary.jobs, summary.refused, summary.allocation_ratio) == (2, 0, 0.75)
+    assert summary.fragmentation_ratio == pytest.approx(0.5 * 500 / 2000)
 
 
 def test_the_picture_is_drawn(tmp_path):

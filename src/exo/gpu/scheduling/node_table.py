@@ -85,7 +85,7 @@ class NodeTable:
             ],
             np.int64,
         )
-        self._least_memory_bytes = int(self.memory_bytes.min(initial=0))
+        self._least_memory_bytes = min((one.memory_bytes for one in machines), default=0)
 
     def take(self, row: int, demand: Demand, devices: Sequence[int]) -> None:
         """Take a demand of a machine, on these GPUs.
