@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 SEEDS = (11, 12)
-# What of the openb pods is drawn how often, beside what the default list has: work without GPU, parts
-# of one, whole ones, and several.
+# How often openb's pods are drawn, beside the list: without GPU, parts of one, whole ones, several.
 RESAMPLED = {
     "half the work without GPU": (0.5, 1.0, 1.0, 1.0),
     "twice the work without GPU": (2.0, 1.0, 1.0, 1.0),
@@ -42,7 +41,7 @@ LARGEST_LIST = 12_000
 
 
 def resampled(pods: Sequence[Pod], weights: tuple[float, ...], goal_milli: int) -> list[Demand]:
-    """Demands of the list until they ask for so much GPU, each class as often as its weight says."""
+    """Demands of the list until they ask for so much GPU, each class by its weight."""
     chance = random.Random(repr(weights))
     demands = [pod.demand for pod in pods]
     frequency = [
@@ -53,7 +52,7 @@ def resampled(pods: Sequence[Pod], weights: tuple[float, ...], goal_milli: int) 
 
 
 def invented(number: int) -> tuple[list[Machine], list[Demand]]:
-    """A cluster of up to four kinds of machine, and demands of 4 to 40 kinds, of skewed frequency."""
+    """A cluster of up to four kinds of machine, and demands of 4 to 40 kinds."""
     chance = random.Random(f"mix {number}")
     kinds = [
         (chance.choice((1, 2, 4, 8)), chance.choice((8, 12, 24, 48)))

@@ -80,7 +80,7 @@ def test_online_compares_at_three_loads(tmp_path):
 
 def test_without_data_one_line_says_where_they_can_be_had():
     """Rule: a study without its data ends at once, and names the public repository."""
-    for script in ("bench_openb.py", "bench_online.py"):
+    for script in ("bench_openb.py", "bench_mixes.py", "bench_online.py"):
         environ = {key: value for key, value in os.environ.items() if key != "EXO_GPU_BENCH_DATA"}
         done = subprocess.run(
             [sys.executable, str(BENCHMARKS / script)], capture_output=True, text=True, env=environ

@@ -108,6 +108,17 @@ def test_work_without_gpu_goes_where_cores_are_left_over():
     assert found == (1, ())
 
 
+def test_cores_are_not_spared_in_vain():
+    """Rule: where far more cores are asked for than there are, only the GPUs decide."""
+    few = Machine(name="few", cpu_milli=8_000, memory_bytes=10, gpus=2, model="A")
+    more = Machine(name="more", cpu_milli=64_000, memory_bytes=10, gpus=2, model="A")
+    policy = Fragmentation()
+    board = Scoreboard(NodeTable([few, more]), policy)
+    for asked in (part(1000, cpu=4_000), *[part(0, cpu=60_000)] * 3):
+        policy.arrived(asked)
+    assert board.best(part(0, cpu=2_000)) == (0, ())
+
+
 def test_it_learns_only_from_what_came():
     """Rule: the scores change when twice as much has come, and not between."""
     policy = Fragmentation()

@@ -33,6 +33,10 @@ SINGLE_WEIGHT, GANG_WEIGHT = 0.3, 0.6
 # machines are filled by choice, not by lot, so that their needs of cores differ less.
 SPREAD = 0.5 * np.sqrt(3) / np.pi
 
+# Cores are spared for GPUs while the demands ask for no more of them than there are. Where they ask
+# for half as much again, all cores will be taken whatever is spared, and nothing is.
+VAIN_EXCESS = 0.5
+
 
 class CoreShortage:
     """How much GPU is expected to be left over for want of cores, in thousandths.
@@ -104,10 +108,22 @@ class Fragmentation:
             self._mix, states, single_weight=SINGLE_WEIGHT, gang_weight=GANG_WEIGHT
         )
         shortage, fill = CoreShortage(self._mix), expected_fill(self._mix)
+        spared = _worth_sparing(self._mix, states.cores_per_gpu)
 
         def worth(cpu: Integers, gpu: Integers, model: Integers) -> Floats:
-            lost = unusable(cpu, gpu, model) + shortage(cpu, gpu)
+            lost = unusable(cpu, gpu, model) + spared * shortage(cpu, gpu)
             return fill[gpu].sum(axis=1) - lost
 
         self._known = (states, worth)
         return worth
+
+
+def _worth_sparing(mix: RequestMix, cores_per_gpu: float) -> float:
+    """1 while all demands together leave cores over, 0 where they ask for far too many."""
+    pairs = list(zip(mix.demands, mix.parts, strict=True))
+    cpu = sum(part * one.cpu_milli for one, part in pairs)
+    gpu = sum(part * one.total_gpu_milli for one, part in pairs)
+    if not gpu or not cores_per_gpu:
+        return 0.0
+    excess = cpu / gpu / cores_per_gpu - 1
+    return max(0.0, min(1.0, 1 - excess / VAIN_EXCESS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -98,11 +99,15 @@ class States:
     ``gpu`` holds the free thousandths of each GPU, ascending, with zeros in front where a machine
     has fewer GPUs than the widest; columns hold :attr:`count` rows that mean something. ``held``
     has a bit for each :func:`class_of` a demand that is there, where the table keeps that.
+    ``cores_per_gpu`` is what all machines together have of the one for the other while empty.
     """
 
-    def __init__(self, models: Sequence[str], width: int) -> None:
+    def __init__(
+        self, models: Sequence[str], width: int, *, cores_per_gpu: float = math.inf
+    ) -> None:
         self.models = tuple(models)
         self.width = width
+        self.cores_per_gpu = cores_per_gpu
         self.count = 0
         self.cpu_milli: Integers = np.zeros(_FIRST_STATES, np.int64)
         self.model: Integers = np.zeros(_FIRST_STATES, np.int64)

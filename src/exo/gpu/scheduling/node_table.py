@@ -6,6 +6,7 @@ content of a machine once for each kind of demand, and a decision looks the scor
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
@@ -70,7 +71,11 @@ class NodeTable:
         self.machines = tuple(machines)
         width = max([machine.gpus for machine in machines], default=0) or 1
         models = sorted({machine.model for machine in machines})
-        self.states = States(models, width)
+        gpu_milli = WHOLE_MILLI * sum(machine.gpus for machine in machines)
+        cpu_milli = sum(machine.cpu_milli for machine in machines)
+        self.states = States(
+            models, width, cores_per_gpu=cpu_milli / gpu_milli if gpu_milli else math.inf
+        )
         self.memory_bytes: Integers = np.array([one.memory_bytes for one in machines], np.int64)
         self.free = [[WHOLE_MILLI] * one.gpus for one in machines]
         self.state: Integers = np.array(
