@@ -63,6 +63,22 @@ COLUMNS = {
         "neighbourhood",
         "relaxation",
     )
+} | {
+    f"exo.gpu.{name}"
+    for name in (
+        "scheduling.fragmentation",
+        "scheduling.machines",
+        "scheduling.node_table",
+        "scheduling.request_mix",
+        "simulation.outcome",
+        "simulation.placement",
+        "simulation.policies",
+        "simulation.replay",
+        "simulation.report",
+        "simulation.simulator",
+        "simulation.study",
+        "simulation.traces.openb",
+    )
 }
 
 # Watches the interpreter from outside: audit events for files, processes and sockets, and the

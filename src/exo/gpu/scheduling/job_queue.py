@@ -19,6 +19,14 @@ from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 # minutes of waiting more, so nobody waits for ever, however many important ones come.
 PRIORITY_SECONDS = 300.0
 
+# What a second of a device's time is worth that a waiter is expected to take: who needs a minute
+# is let past for an hour and a half, and no longer. It nears shortest first, which keeps the mean
+# wait least, and still nobody waits for ever. Shown by benchmarks/bench_online.py.
+LENGTH_WEIGHT = 100.0
+
+# What one of unknown length is taken to need, so that those stand among themselves as they came.
+UNKNOWN_DEVICE_SECONDS = 1800.0
+
 # How many of those ahead are looked at in one decision. Who stands behind more waits for the
 # line to grow shorter: a decision is a few dozen choices at most.
 LOOK_AHEAD = 64
@@ -41,8 +49,28 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def place_in_line(waiter: Waiter) -> tuple[float, int]:
-    """The smaller goes first: who came earlier, where each step of priority counts as minutes."""
-    return (waiter.arrived_seconds - PRIORITY_SECONDS * waiter.request.priority, waiter.number)
+    """The smaller goes first; see :func:`place_of`."""
+    expected = waiter.expected_seconds
+    place = place_of(
+        waiter.arrived_seconds,
+        waiter.request.priority,
+        None if expected is None else expected * waiter.request.count,
+    )
+    return (place, waiter.number)
+
+
+def place_of(
+    arrived_seconds: float, priority: int = 0, expected_device_seconds: float | None = None
+) -> float:
+    """A place in the line, as if everybody had only come at some time.
+
+    Who came earlier goes first, where each step of priority counts as minutes, and less work as
+    having come earlier.
+    """
+    place = arrived_seconds - PRIORITY_SECONDS * priority
+    if expected_device_seconds is None:
+        return place
+    return place + LENGTH_WEIGHT * (expected_device_seconds - UNKNOWN_DEVICE_SECONDS)
 
 
 def in_order(waiters: Iterable[Waiter]) -> tuple[Waiter, ...]:

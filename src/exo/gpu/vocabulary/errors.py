@@ -24,6 +24,7 @@
     │   └── DeviceLost                      the device is gone until it is reset
     ├── ProtocolError (ValueError)          bytes that are no message of ours
     │   └── UnsupportedVersion              a message of another major version
+    ├── TraceError (ValueError)             a recorded workload that cannot be read: names the place
     ├── StoreError (RuntimeError)           a database of ours cannot be used here
     │   ├── StoreDamaged                    its file is broken, or is no database
     │   └── StoreTooNew                     its file was written by a later release
@@ -171,6 +172,10 @@ class ProtocolError(ExoGpuError, ValueError):
 
 class UnsupportedVersion(ProtocolError):
     """A message of a major version that this release does not speak."""
+
+
+class TraceError(ExoGpuError, ValueError):
+    """A recorded cluster or workload that cannot be read; names file, line and column."""
 
 
 class StoreError(ExoGpuError, RuntimeError):

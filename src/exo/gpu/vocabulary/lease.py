@@ -90,6 +90,8 @@ class Waiter(WireValue, frozen=True, kw_only=True):
     """Ids of the leases under which the asker itself works."""
     visible: tuple[str, ...] = ()
     """Hardware ids of the devices that the asker sees; an inherited restriction is its universe."""
+    expected_seconds: float | None = None
+    """How long it is expected to hold its devices; None where nobody knows."""
     pid: int = 0
     user: str = ""
     command: str = ""

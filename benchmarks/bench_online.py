@@ -1,0 +1,101 @@
+"""Philly's jobs on fewer GPUs, at three loads: disciplines of the line beside each other."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from results import Result, report
+
+from exo.gpu.simulation.replay import DISCIPLINES, replay
+from exo.gpu.simulation.traces.philly import read_philly
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from exo.gpu.simulation.jobs import Job
+    from exo.gpu.simulation.outcome import Summary
+
+LOADS = (0.70, 0.85, 0.95)
+QUICK_JOBS = 4000
+SHORTEST_FACTOR, DELAY_FACTOR = 1.15, 1.10
+SOURCE = (
+    "the data are https://github.com/petuum/adaptdl (branch osdi21-artifact, philly.csv); "
+    "name their folder with --data or EXO_GPU_BENCH_DATA"
+)
+
+
+def devices_for(jobs: Sequence[Job], load: float) -> int:
+    """So many that the work offered while jobs arrive is that part of what they could do."""
+    work = sum(job.gpus * job.run_seconds for job in jobs)
+    most = max(job.gpus for job in jobs)
+    return max(most, round(work / jobs[-1].arrived_seconds / load))
+
+
+def compare(load: float, found: dict[str, Summary], count: int) -> list[Result]:
+    """Our line beside first come first served and shortest first."""
+    ours, backfill, shortest = (found[name] for name in ("line", "fifo-backfill", "shortest-true"))
+    mean = float(ours.completion_mean_seconds or 0)
+    delay = float(ours.waiting_p999_seconds or 0)
+    rows: list[Result] = []
+    for metric, value, peer, name, target in (
+        ("mean completion", mean, backfill.completion_mean_seconds, "fifo-backfill", 1.0),
+        ("mean completion", mean, shortest.completion_mean_seconds, "shortest", SHORTEST_FACTOR),
+        ("p99.9 delay", delay, backfill.waiting_p999_seconds, "fifo-backfill", DELAY_FACTOR),
+    ):
+        beside = float(peer or 0)
+        label = f"{load:.0%} {metric} / {name}"
+        rows.append(
+            Result(label, value, beside, name, "run here", value / beside, target, "lower", count)
+        )
+    return rows
+
+
+def main() -> int:
+    """Run every discipline at every load; 0 when every target is met."""
+    options = _options()
+    jobs = read_philly(options.data / "philly.csv")
+    if options.quick:
+        jobs = jobs[-QUICK_JOBS:]
+        jobs = tuple(job.at(job.arrived_seconds - jobs[0].arrived_seconds) for job in jobs)
+    results: list[Result] = []
+    heads = ("load", "discipline", "mean (h)", "p50 (h)", "p99.9 delay (h)", "slowdown", "run (s)")
+    print("".join(f"{head:>18}" for head in heads))
+    for load in LOADS:
+        devices, found = devices_for(jobs, load), {}
+        for name in DISCIPLINES:
+            begun = time.process_time()
+            one = found[name] = replay(jobs, devices, name)
+            cells = (
+                f"{load:.0%} of {devices}",
+                name,
+                f"{(one.completion_mean_seconds or 0) / 3600:.2f}",
+                f"{(one.completion_p50_seconds or 0) / 3600:.2f}",
+                f"{(one.waiting_p999_seconds or 0) / 3600:.1f}",
+                f"{one.worst_slowdown or 0:.0f}",
+                f"{time.process_time() - begun:.1f}",
+            )
+            print("".join(f"{cell:>18}" for cell in cells), flush=True)
+        results += compare(load, found, len(jobs))
+    return report("online", results, as_json=options.json)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="the folder with philly.csv")
+    parser.add_argument("--quick", action="store_true", help=f"the last {QUICK_JOBS} jobs alone")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    options = parser.parse_args()
+    if options.data is None and "EXO_GPU_BENCH_DATA" in os.environ:
+        options.data = Path(os.environ["EXO_GPU_BENCH_DATA"]) / "online"
+    if options.data is None:
+        sys.exit(SOURCE)
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
