@@ -83,7 +83,10 @@ def compare(label: str, machines: Sequence[Machine], demands: Sequence[Demand]) 
     capacity = gpu_milli_of(machines)
     means = []
     for policy in (OURS, "fgd"):
-        runs = [place_all(machines, arrivals(pods, capacity, seed), policy, seed) for seed in SEEDS]
+        runs = [
+            place_all(machines, arrivals(pods, capacity, seed), policy, seed, workload=pods)
+            for seed in SEEDS
+        ]
         means.append(statistics.fmean(100 * run.allocated_milli[-1] / capacity for run in runs))
     ours, peer = means
     return Result(label, ours, peer, "fgd", "run here", ours - peer, 0.0, "higher", len(SEEDS))

@@ -70,7 +70,7 @@ def run(question: Question) -> PlacementRun:
     """Place the pods of one list."""
     machines, pods = read_nodes(question.nodes), read_pods(question.pods)
     arriving = arrivals(pods, gpu_milli_of(machines), question.seed)
-    return place_all(machines, arriving, question.policy, question.seed)
+    return place_all(machines, arriving, question.policy, question.seed, workload=pods)
 
 
 def figures(question: Question) -> Figures:
@@ -78,7 +78,7 @@ def figures(question: Question) -> Figures:
     machines, pods = read_nodes(question.nodes), read_pods(question.pods)
     arriving = arrivals(pods, gpu_milli_of(machines), question.seed)
     begun = time.process_time()
-    done = place_all(machines, arriving, question.policy, question.seed)
+    done = place_all(machines, arriving, question.policy, question.seed, workload=pods)
     seconds = time.process_time() - begun
     at = (done.allocation_percent(100), done.allocation_percent(120))
     return Figures(*(float("nan") if one is None else one for one in at), seconds)

@@ -1,10 +1,11 @@
 """The readers of traces: what they take, and how they say what is wrong and where."""
 
 import json
-from zlib import crc32
 
+import msgspec
 import pytest
 
+from exo.gpu.execution.journal import encode_record
 from exo.gpu.simulation.study import Kind, read_study
 from exo.gpu.simulation.traces.clusters import grown, read_cluster
 from exo.gpu.simulation.traces.gavel import read_jobs, read_speeds
@@ -13,6 +14,7 @@ from exo.gpu.simulation.traces.openb import read_nodes, read_pods
 from exo.gpu.simulation.traces.philly import read_philly
 from exo.gpu.simulation.traces.plain import read_plain
 from exo.gpu.vocabulary.errors import InvalidValue, TraceError
+from exo.gpu.vocabulary.journal import ChunkEnded, ItemBegun, ItemEnded, JobBegun, JobKind
 
 NODES = "sn,cpu_milli,memory_mib,gpu,model\nn0,64000,1024,2,P100\n"
 PODS = "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec\n"
@@ -73,7 +75,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     """Rule: a missing file, a folder and bytes that are no text are told alike."""
     for path in (tmp_path / "none.csv", tmp_path):
         for read in (read_nodes, read_journal, read_speeds, read_cluster):
-            with pytest.raises(TraceError, match=r"cannot be read|script"):
+            with pytest.raises(TraceError, match=r"cannot be read|script|no journal"):
                 read(path)
     path = tmp_path / "bytes.csv"
     path.write_bytes(b"\xff\xfe\xfa")
@@ -129,40 +131,73 @@ def test_a_table_of_speeds_that_is_none_is_refused(tmp_path, table):
         read_speeds(written(tmp_path, table, "speeds.json"))
 
 
-def record(*fields):
-    text = json.dumps(list(fields)).encode()
-    return b"%08x %s\n" % (crc32(text), text)
+def journal_of(*records, tail=b""):
+    return b"".join(map(encode_record, records)) + tail
 
 
-JOB = record("job", 1, "id", "commands", {}, "n", "/", 3, 100.0, 7, {"memory_bytes": 1024}, {})
+JOB = JobBegun(
+    job_id="id",
+    kind=JobKind.COMMANDS,
+    templates={"": "python infer.py {}"},
+    started_at=100.0,
+    pid=7,
+    request={"memory_bytes": 1024, "host_cpus": 2},
+)
+FAILED = ItemEnded(1, "failed", "exit", "cuda:0", 0, 1, False, 100.0, 109.0)
 
 
 def test_our_journal_is_a_workload(tmp_path):
     """Rule: the last try of an item counts, a chunk shares its time, a torn line is left out."""
     path = tmp_path / "journal"
     path.write_bytes(
-        JOB
-        + record("begun", 1, 100.0)
-        + record("ended", 1, "failed", "exit", "cuda:0", 0, 1, False, 100.0, 109.0)
-        + record("ended", 1, "succeeded", "", "cuda:0", 0, 2, True, 110.0, 114.0)
-        + record("chunk", [[2, 3]], [], "cuda:0", 0, 100.0, 106.0)
-        + b"deadbeef [torn"
+        journal_of(
+            JOB,
+            ItemBegun(1, 100.0),
+            FAILED,
+            ItemEnded(1, "succeeded", "", "cuda:0", 0, 2, True, 110.0, 114.0),
+            ChunkEnded(((2, 3),), (), "cuda:0", 0, 100.0, 106.0),
+            ItemBegun(4, 115.0),
+            tail=b"deadbeef [torn",
+        )
     )
     jobs = read_journal(path)
     assert [(job.name, job.run_seconds) for job in jobs] == [
-        ("item 1", 4.0),
-        ("item 2", 3.0),
-        ("item 3", 3.0),
+        ("id item 1", 4.0),
+        ("id item 2", 3.0),
+        ("id item 3", 3.0),
     ]
-    assert {job.memory_bytes for job in jobs} == {1024}
+    assert {(job.memory_bytes, job.host_cpus, job.group) for job in jobs} == {
+        (1024, 2, "python infer.py {}")
+    }
+
+
+def test_a_folder_of_journals_is_a_week_of_work(tmp_path):
+    """Rule: each job comes when it came, counted from the first, whatever the files are called."""
+    later = msgspec.structs.replace(JOB, job_id="later", started_at=160.0, name="train")
+    for name, begun in (("a", later), ("b", JOB)):
+        (tmp_path / f"{name}.journal").write_bytes(journal_of(begun, FAILED))
+    assert [(one.name, one.arrived_seconds, one.group) for one in read_journal(tmp_path)] == [
+        ("id item 1", 0.0, "python infer.py {}"),
+        ("later item 1", 60.0, "train"),
+    ]
+    with pytest.raises(TraceError, match="there is no journal in it"):
+        read_journal(tmp_path.parent)
 
 
 @pytest.mark.parametrize(
     ("content", "where"),
     [
         (b"", "line 1: no job begins here"),
-        (JOB + b"00000000 [1]\n", "line 2, column 1"),
-        (JOB + record("ended", 1, "failed"), "line 2, column ended_at"),
+        (journal_of(FAILED), "line 1: no job begins here"),
+        (journal_of(JOB, tail=b"00000000 [1]\n") + journal_of(FAILED), "line 2, column 1"),
+        (
+            journal_of(msgspec.structs.replace(JOB, version=99)),
+            "line 1, column version: 99 is of a later release",
+        ),
+        (
+            journal_of(msgspec.structs.replace(JOB, request={"memory_bytes": -1})),
+            "line 1, column request: ",
+        ),
     ],
 )
 def test_a_damaged_journal_is_told_by_its_line(tmp_path, content, where):
@@ -206,11 +241,13 @@ def test_the_form_is_told_by_the_files(tmp_path):
     pods, nodes = written(tmp_path, PODS + "p,1,1,0,0,\n", "p"), written(tmp_path, NODES, "n")
     plain = written(tmp_path, PLAIN + "0,1,1,,,\n", "j")
     journal = tmp_path / "journal"
-    journal.write_bytes(JOB)
+    journal.write_bytes(journal_of(JOB))
     assert read_study(str(nodes), pods).kind is Kind.PLACEMENT
     assert read_study("3", plain).kind is Kind.COUNT
     assert read_study(str(cluster(tmp_path)), plain).kind is Kind.DEVICES
     assert read_study("3", journal).jobs == ()
+    journal.rename(tmp_path / "one.journal")
+    assert read_study("3", tmp_path).kind is Kind.COUNT
     with pytest.raises(TraceError, match="need a table of machines"):
         read_study("3", pods)
     with pytest.raises(TraceError, match="cannot be read"):

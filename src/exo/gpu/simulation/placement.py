@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from exo.gpu.scheduling.machines import WHOLE_MILLI, Machine
+from exo.gpu.scheduling.machines import WHOLE_MILLI, Demand, Machine
 from exo.gpu.scheduling.node_table import NodeTable
 from exo.gpu.scheduling.request_mix import UnusableGpu, typical
 from exo.gpu.simulation.policies import chooser_named
@@ -84,11 +84,18 @@ def arrivals(
 
 
 def place_all(
-    machines: Sequence[Machine], arriving: Sequence[Pod], policy: str, seed: int
+    machines: Sequence[Machine],
+    arriving: Sequence[Pod],
+    policy: str,
+    seed: int,
+    *,
+    workload: Sequence[Pod] | None = None,
 ) -> PlacementRun:
     """Offer each pod to the policy in turn; one that fits nowhere is dropped.
 
     The order of the machines, which decides between equal scores, is drawn from the seed.
+    ``workload`` is the list that the arrivals were drawn from, by default they themselves: what is
+    typical goes by it, which the published FGD knows beforehand.
 
     Raises:
         UnknownName: for a policy that is not known, with the near spelling.
@@ -98,8 +105,8 @@ def place_all(
     random.Random(f"openb machines {seed}").shuffle(shuffled)
     made = chooser_named(policy)
     table = NodeTable(shuffled, keep_classes=made.keeps_classes)
-    demands = [pod.demand for pod in arriving]
-    chooser = made.make(table, demands, random.Random(f"openb choice {seed}"))
+    typical_of = [pod.demand for pod in (arriving if workload is None else workload)]
+    chooser = made.make(table, typical_of, random.Random(f"openb choice {seed}"))
     placements: list[Placement] = []
     arrived_milli: list[int] = []
     allocated_milli: list[int] = []
@@ -125,12 +132,12 @@ def place_all(
         placements=tuple(placements),
         arrived_milli=tuple(arrived_milli),
         allocated_milli=tuple(allocated_milli),
-        unusable_milli=_unusable_milli(table, arriving),
+        unusable_milli=_unusable_milli(table, typical_of),
     )
 
 
-def _unusable_milli(table: NodeTable, arriving: Sequence[Pod]) -> float:
-    mix = typical(Counter(pod.demand.shape for pod in arriving))
+def _unusable_milli(table: NodeTable, demands: Sequence[Demand]) -> float:
+    mix = typical(Counter(demand.shape for demand in demands))
     states, now = table.states, table.state
     unusable = UnusableGpu(mix, states)
     return float(np.sum(unusable(states.cpu_milli[now], states.gpu[now], states.model[now])))

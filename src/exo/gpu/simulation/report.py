@@ -64,7 +64,7 @@ def run_one(study: Study, policy: str, seed: int) -> Summary:
     if study.kind is Kind.PLACEMENT:
         capacity = gpu_milli_of(study.machines)
         arriving = arrivals(study.pods, capacity, seed, study.inflation or INFLATION)
-        done = place_all(study.machines, arriving, policy, seed)
+        done = place_all(study.machines, arriving, policy, seed, workload=study.pods)
         return Summary(
             policy=policy,
             seed=seed,

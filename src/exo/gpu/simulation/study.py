@@ -49,7 +49,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
 def read_study(
     cluster: str, trace: Path, *, speeds: Path | None = None, weather: Weather | None = None
 ) -> Study:
-    """Read both; the forms are told apart by what is in the files.
+    """Read both; the forms are told apart by what is in the files. A folder has journals in it.
 
     ``cluster`` is a number of GPUs that are alike, a table of openb machines, or a script of
     devices. ``speeds`` is Gavel's table, for Gavel's jobs.
@@ -59,7 +59,7 @@ def read_study(
 
     """
     weather = weather or Weather()
-    pods = _header(trace) >= {"num_gpu", "gpu_milli"}
+    pods = not trace.is_dir() and _header(trace) >= {"num_gpu", "gpu_milli"}
     if cluster.isdecimal() and int(cluster) > 0:
         if pods:
             raise TraceError(f"{trace}: its pods need a table of machines, not {cluster} GPUs")
@@ -79,6 +79,8 @@ def _jobs(trace: Path, speeds: Path | None) -> tuple[Job, ...]:
     if speeds is not None:
         known = read_speeds(speeds)
         return read_jobs(trace, known, reference=next(iter(known), ""))
+    if trace.is_dir():
+        return read_journal(trace)
     header = _header(trace)
     if "timestamp" in header:
         return read_philly(trace)

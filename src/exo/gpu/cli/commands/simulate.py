@@ -32,11 +32,11 @@ FIRST_SEED = 42
 @click.option(
     "--trace",
     required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(exists=True, path_type=Path),
     shell_complete=files,
     metavar="T",
-    help="Pods of openb, jobs of Philly or Gavel, a journal of 'map', or a table with "
-    "arrived_seconds and run_seconds.",
+    help="Pods of openb, jobs of Philly or Gavel, a journal of 'map' or a folder of them, or a "
+    "table with arrived_seconds and run_seconds.",
 )
 @click.option(
     "--speeds",
