@@ -1,4 +1,9 @@
-"""Philly's jobs on fewer GPUs, at three loads: disciplines of the line beside each other."""
+"""Philly's jobs on fewer GPUs, at three loads: disciplines of the line beside each other.
+
+Ours stands twice beside the others, with the same targets: by what each job said that it would take,
+as ``--expect`` tells the line (here the true length, which backfilling and shortest first know too),
+and by lengths predicted from what ended before.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +41,14 @@ def devices_for(jobs: Sequence[Job], load: float) -> int:
     return max(most, round(work / jobs[-1].arrived_seconds / load))
 
 
-def compare(load: float, found: dict[str, Summary], count: int) -> list[Result]:
+OURS = ("line", "line-predicted")
+
+
+def compare(load: float, found: dict[str, Summary], name_of_ours: str) -> list[Result]:
     """Our line beside first come first served and shortest first."""
-    ours, backfill, shortest = (found[name] for name in ("line", "fifo-backfill", "shortest-true"))
+    ours, backfill, shortest = (
+        found[name] for name in (name_of_ours, "fifo-backfill", "shortest-true")
+    )
     mean = float(ours.completion_mean_seconds or 0)
     delay = float(ours.waiting_p999_seconds or 0)
     rows: list[Result] = []
@@ -48,9 +58,10 @@ def compare(load: float, found: dict[str, Summary], count: int) -> list[Result]:
         ("p99.9 delay", delay, backfill.waiting_p999_seconds, "fifo-backfill", DELAY_FACTOR),
     ):
         beside = float(peer or 0)
-        label = f"{load:.0%} {metric} / {name}"
+        label = f"{load:.0%} {name_of_ours}, {metric} / {name}"
+        ratio = value / beside
         rows.append(
-            Result(label, value, beside, name, "run here", value / beside, target, "lower", count)
+            Result(label, value, beside, name, "run here", ratio, target, "lower", ours.jobs)
         )
     return rows
 
@@ -64,7 +75,7 @@ def main() -> int:
         jobs = tuple(job.at(job.arrived_seconds - jobs[0].arrived_seconds) for job in jobs)
     results: list[Result] = []
     heads = ("load", "discipline", "mean (h)", "p50 (h)", "p99.9 delay (h)", "slowdown", "run (s)")
-    print("".join(f"{head:>18}" for head in heads))
+    print("".join(f"{head:>20}" for head in heads))
     for load in LOADS:
         devices, found = devices_for(jobs, load), {}
         for name in DISCIPLINES:
@@ -79,8 +90,9 @@ def main() -> int:
                 f"{one.worst_slowdown or 0:.0f}",
                 f"{time.process_time() - begun:.1f}",
             )
-            print("".join(f"{cell:>18}" for cell in cells), flush=True)
-        results += compare(load, found, len(jobs))
+            print("".join(f"{cell:>20}" for cell in cells), flush=True)
+        for name in OURS:
+            results += compare(load, found, name)
     return report("online", results, as_json=options.json)
 
 

@@ -65,7 +65,7 @@ def test_openb_compares_ours_with_fgd_and_leaves_the_placements(tmp_path):
 
 
 def test_online_compares_at_three_loads(tmp_path):
-    """Rule: three comparisons at each of three loads, for any jobs of the same form."""
+    """Rule: three comparisons of each of ours at each of three loads, for any jobs of this form."""
     lines = ["timestamp,duration,num_gpus,gpu_time,cluster"]
     lines += [
         f"2020-01-01 {minute // 60:02}:{minute % 60:02}:00,{600 + 7 * minute},1,0,c"
@@ -73,7 +73,7 @@ def test_online_compares_at_three_loads(tmp_path):
     ]
     (tmp_path / "philly.csv").write_text("\n".join(lines) + "\n")
     done, answer = answer_of("bench_online.py", "--data", tmp_path)
-    assert [row["target"] for row in answer["results"]] == [1.0, 1.15, 1.1] * 3
+    assert [row["target"] for row in answer["results"]] == [1.0, 1.15, 1.1] * 6
     assert all(row["ours"] > 0 for row in answer["results"][0::3])
     assert done.returncode == (0 if all(row["ok"] for row in answer["results"]) else 1)
 

@@ -182,9 +182,13 @@ def test_less_work_counts_as_having_come_earlier_but_nobody_waits_for_ever():
     assert place_of(5.0) == 5.0
     assert place_of(5.0, 1) < place_of(5.0)
     assert place_of(0.0, 0, 60.0) < place_of(0.0, 0, 3600.0)
-    assert place_of(0.0, 0, 3600.0) < place_of(1e6, 0, 60.0)
+    assert place_of(0.0, 0, 3600.0) < place_of(1e7, 0, 60.0)
     waiters = [
-        Waiter(waiter_id=name, request=Request(count=count), number=number, expected_seconds=length)
+        Waiter(
+            waiter_id=name,
+            request=Request(count=count, expected_seconds=length),
+            number=number,
+        )
         for number, (name, count, length) in enumerate(
             [("long", 1, 9000.0), ("gang", 8, 600.0), ("unknown", 1, None), ("short", 1, 60.0)]
         )

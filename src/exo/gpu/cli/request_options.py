@@ -282,11 +282,18 @@ _REQUEST_OPTIONS = (
         "--priority", type=int, metavar="N", help="The higher is served first where work waits."
     ),
     click.option(
+        "--expect",
+        "expected_seconds",
+        callback=duration,
+        metavar="TIME",
+        help="How long it will take, such as 20m: less work is served first where work waits.",
+    ),
+    click.option(
         "--policy",
         shell_complete=_completing(_policy_names),
         metavar="NAME",
         help="How devices are weighed: balanced (the default, unless another is set), fastest, "
-        "coolest, pack, spread, efficient, or one that a package brings.",
+        "coolest, pack, spread, fragmentation, efficient, or one that a package brings.",
     ),
 )
 

@@ -55,6 +55,7 @@ class Wishes(TypedDict, total=False):
     affinity_key: str
     policy: str | None
     priority: int
+    expected_seconds: float | None
     holder: str
 
 

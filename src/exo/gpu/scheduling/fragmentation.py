@@ -6,6 +6,7 @@ It learns what is asked for from what was asked for. Why it is made so: docs/des
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -77,11 +78,12 @@ class Fragmentation:
 
     name = "fragmentation"
 
-    def __init__(self) -> None:
+    def __init__(self, counts: Mapping[Demand, int] | None = None) -> None:
+        """Begin with what is known to have been asked for, by default nothing."""
         self.version = 0
-        self._counts: Counter[Demand] = Counter()
-        self._arrived = 0
-        self._mix = RequestMix()
+        self._counts: Counter[Demand] = Counter(counts or {})
+        self._arrived = self._counts.total()
+        self._mix = typical(self._counts)
         self._known: tuple[States, Value] | None = None
 
     def arrived(self, demand: Demand) -> None:
@@ -97,8 +99,14 @@ class Fragmentation:
         self, states: States, numbers: Integers, demand: Demand
     ) -> tuple[Floats, Integers | None]:
         """Whole steps by which the losses fall; negative where they grow."""
-        gained, places = gains(states, numbers, demand, self._value(states))
+        gained, places = self.gained(states, numbers, demand)
         return best_places(np.floor(gained / STEP_MILLI), places)
+
+    def gained(
+        self, states: States, numbers: Integers, demand: Demand
+    ) -> tuple[Floats, Integers | None]:
+        """The same in thousandths of a GPU by every way to place it; see :func:`gains`."""
+        return gains(states, numbers, demand, self._value(states))
 
     def _value(self, states: States) -> Value:
         """Minus the losses, up to what placing adds however it is done."""

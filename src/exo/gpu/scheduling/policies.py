@@ -22,11 +22,15 @@ from exo.gpu.scheduling.scorer import (
 )
 from exo.gpu.vocabulary.decision import Score, ScoreTerm
 from exo.gpu.vocabulary.errors import UnknownName
-from exo.gpu.vocabulary.request import DEFAULT_POLICY
+from exo.gpu.vocabulary.request import DEFAULT_POLICY, Request
+from exo.gpu.vocabulary.snapshot import Snapshot
 from exo.gpu.vocabulary.units import format_size
 
 # A third of what free memory weighs: a loaded model draws work, a full card does not.
 AFFINITY_WEIGHT = 0.2
+
+# Less than one step of what is lost, so that it only decides between devices that lose as much.
+TIE_WEIGHT = 0.005
 
 # The score of each is one half at these points. They only spread the figures for people: the
 # order of devices is the same for any.
@@ -48,6 +52,15 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     terms: tuple[tuple[Scorer, float], ...]
     factors: tuple[Scorer, ...] = ()
     filters: tuple[Filter, ...] = ()
+    asking: Callable[[Snapshot, Request], tuple[tuple[Scorer, float], ...]] | None = None
+    """Further terms that only what is asked for and all that is there can give."""
+
+    def asked(self, snapshot: Snapshot, request: Request) -> Policy:
+        """The policy for one request: its further terms stand before the others."""
+        if self.asking is None:
+            return self
+        terms = (*self.asking(snapshot, request), *self.terms)
+        return msgspec.structs.replace(self, terms=terms, asking=None)
 
     def total(self, facts: Facts | None, *, warm: bool = False, weight: float = 1.0) -> float:
         """The score alone; None stands for a device that was never sampled."""
@@ -199,6 +212,12 @@ def _efficiency_words(facts: Facts, value: float | None) -> str:
     return f"{gflops / watts:.1f} GFLOP/s a watt of its power {which}"
 
 
+def _losses(snapshot: Snapshot, request: Request) -> tuple[tuple[Scorer, float], ...]:
+    from exo.gpu.scheduling.device_losses import DeviceLosses  # NumPy, for those who ask for it
+
+    return ((DeviceLosses(snapshot, request), 1.0 - TIE_WEIGHT),)
+
+
 _MEMORY, _COMPUTE, _HEAT = MemoryFree(), ComputeIdle(), Heat()
 _PRESETS = (
     Policy(
@@ -213,6 +232,9 @@ _PRESETS = (
         name="spread",
         terms=((Figure("leases", _quiet, _quiet_words), 0.8), (_MEMORY, 0.2)),
         factors=(_HEAT,),
+    ),
+    Policy(
+        name="fragmentation", terms=((Figure("fit", _fit, _fit_words), TIE_WEIGHT),), asking=_losses
     ),
     Policy(name="efficient", terms=((Figure("work", _efficiency, _efficiency_words), 1.0),)),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -105,6 +106,7 @@ class UnusableGpu:
         return self._states.allowed(demand.models or self._states.models)
 
 
+@functools.lru_cache(maxsize=64)  # a line of waiters asks about one mix over and over
 def expected_fill(mix: RequestMix) -> Floats:
     """How much of a GPU is taken in the end, in thousandths, by what is free on it.
 
@@ -123,6 +125,7 @@ def expected_fill(mix: RequestMix) -> Floats:
         if count:
             then = amounts[:count] + fill[free - amounts[:count]]
             fill[free] = then @ weights[:count] / so_far[count - 1]
+    fill.flags.writeable = False  # the next who asks gets the same
     return fill
 
 

@@ -54,7 +54,7 @@ def select(
         UnknownName: for a policy that is not known, with the near spelling.
 
     """
-    policy = policy_named(request.policy, policies)
+    policy = policy_named(request.policy, policies).asked(snapshot, request)
     rules = that_matter((*filters, *policy.filters), request)
     candidates: list[Candidate] = []
     refusals = [

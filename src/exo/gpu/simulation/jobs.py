@@ -32,6 +32,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Of each GPU; None takes one of its slots."""
     share: float | None = None
     """Of each GPU, above 0 and at most 1; None with no memory: the whole GPU."""
+    expected_seconds: float | None = None
+    """How long whoever asked said that it would run; None where nobody said."""
     host_cpus: int | None = None
     host_memory_bytes: int | None = None
 
@@ -39,6 +41,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         """Check the amounts."""
         check_number("arrived_seconds", self.arrived_seconds, low=0)
         check_number("run_seconds", self.run_seconds, low=0)
+        check_number("expected_seconds", self.expected_seconds, low=0, optional=True)
         check_whole("gpus", self.gpus, low=1)
 
     def at(self, seconds: float) -> Job:
@@ -55,6 +58,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             exclusive=alone,
             host_cpus=self.host_cpus,
             host_memory_bytes=self.host_memory_bytes,
+            expected_seconds=self.expected_seconds,
             holder=self.name,
             policy=policy,
         )

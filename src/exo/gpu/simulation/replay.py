@@ -23,7 +23,7 @@ BACKFILL_DEPTH = 500
 FIRST_NOTE_SECONDS = 60.0
 
 # Of those that wait, so many of its group on either side hear of one that ended.
-HEARERS = 100
+HEARERS = 30
 
 
 class Length(Enum):
@@ -31,6 +31,7 @@ class Length(Enum):
 
     UNUSED = "unused"
     TRUE = "true"
+    TOLD = "told"
     EXPECTED = "expected"
 
 
@@ -57,10 +58,12 @@ DISCIPLINES: Mapping[str, Discipline] = {
     "shortest-true": Discipline(Length.TRUE, 0, "length"),
     "shortest-backfill": Discipline(Length.TRUE, BACKFILL_DEPTH, "length"),
     "shortest-predicted": Discipline(Length.EXPECTED, LOOK_AHEAD, "length"),
-    "line": Discipline(Length.EXPECTED, LOOK_AHEAD, "line"),
+    "line": Discipline(Length.TOLD, LOOK_AHEAD, "line"),
+    "line-predicted": Discipline(Length.EXPECTED, LOOK_AHEAD, "line"),
 }
 """First come first served; the same with EASY backfilling by true lengths; shortest first, alone,
-with backfilling, and by expected lengths; ours."""
+with backfilling, and by predicted lengths; ours, by what each said that it would take (the true
+length where the trace has no such column), and by predicted lengths."""
 
 
 def discipline_named(name: str) -> Discipline:
@@ -160,6 +163,9 @@ class Replay:
         job, discipline = self._jobs[number], self._discipline
         if discipline.length is Length.TRUE:
             seconds = job.run_seconds
+        elif discipline.length is Length.TOLD:
+            told = job.expected_seconds
+            seconds = job.run_seconds if told is None else told
         elif discipline.length is Length.EXPECTED:
             arrived = job.arrived_seconds
             seconds = self._lengths.expected_seconds(_group(job), number, arrived)

@@ -41,6 +41,8 @@ class Lease(WireValue, frozen=True, kw_only=True):
     taken_at: float = 0.0
     granted_seconds: float = 0.0
     """When it was granted, on the monotonic clock."""
+    expected_seconds: float | None = None
+    """How long whoever took it said that it would hold it; None where nobody said."""
     expires_seconds: float | None = None
     """When it ends although processes may still work under it; None: never, the usual case."""
     ended_seconds: float | None = None
@@ -90,8 +92,6 @@ class Waiter(WireValue, frozen=True, kw_only=True):
     """Ids of the leases under which the asker itself works."""
     visible: tuple[str, ...] = ()
     """Hardware ids of the devices that the asker sees; an inherited restriction is its universe."""
-    expected_seconds: float | None = None
-    """How long it is expected to hold its devices; None where nobody knows."""
     pid: int = 0
     user: str = ""
     command: str = ""

@@ -69,6 +69,7 @@ def _read_one(path: Path) -> tuple[float, list[Job]]:
             share=request.share,
             host_cpus=request.host_cpus,
             host_memory_bytes=request.host_memory_bytes,
+            expected_seconds=request.expected_seconds,
         )
         for item, seconds in sorted(found.items())
     ]

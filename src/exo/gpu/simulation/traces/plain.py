@@ -16,7 +16,7 @@ def read_plain(path: Path) -> tuple[Job, ...]:
     """The jobs of a table with ``arrived_seconds`` and ``run_seconds``.
 
     It may also have ``gpus``, ``memory`` (of each GPU, such as ``8GiB``), ``share``, ``host_cpus``,
-    ``group`` and ``name``; an empty cell is as if the column were not there.
+    ``expected_seconds``, ``group`` and ``name``; an empty cell is as if the column were not there.
 
     Raises:
         TraceError: naming file, line and column.
@@ -35,6 +35,7 @@ def _job(row: TraceRow) -> Job:
         memory_bytes=_memory(row),
         share=_share(row),
         host_cpus=row.whole("host_cpus", low=1) if row.text("host_cpus") else None,
+        expected_seconds=row.number("expected_seconds") if row.text("expected_seconds") else None,
     )
 
 
