@@ -1,8 +1,8 @@
 """Philly's jobs on fewer GPUs, at three loads: disciplines of the line beside each other.
 
-Ours stands twice beside the others, with the same targets: by what each job said that it would take,
-as ``--expect`` tells the line (here the true length, which backfilling and shortest first know too),
-and by lengths predicted from what ended before.
+Ours stands twice beside the others, with the same targets: by what each job said that it would
+take, as ``--expect`` tells the line (here the true length, which backfilling and shortest first
+know too), and by lengths predicted from what ended before.
 """
 
 from __future__ import annotations

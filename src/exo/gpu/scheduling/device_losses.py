@@ -150,7 +150,10 @@ def _asked(request: Request, devices: Sequence[DeviceState], total_bytes: int) -
 
 
 def _milli(asked: Request | Lease, slots: int, total_bytes: int) -> int | None:
-    """What it takes of a device with so much memory, in thousandths; None for more than all."""
+    """What it takes of a device with so much memory, in thousandths; None for more than all.
+
+    Rounded down, as what is free is, so that three thirds fill a device; the filters look at bytes.
+    """
     if asked.exclusive:
         return WHOLE_MILLI
     parts: list[float] = []
@@ -158,8 +161,8 @@ def _milli(asked: Request | Lease, slots: int, total_bytes: int) -> int | None:
         parts.append(asked.share)
     if asked.memory_bytes is not None:
         parts.append(asked.memory_bytes / total_bytes)
-    milli = math.ceil(WHOLE_MILLI * (max(parts) if parts else 1 / slots))
-    return milli if milli <= WHOLE_MILLI else None
+    part = max(parts) if parts else 1 / slots
+    return max(1, int(WHOLE_MILLI * part)) if part <= 1 else None
 
 
 def _slots(devices: Sequence[DeviceState]) -> int:
@@ -167,14 +170,14 @@ def _slots(devices: Sequence[DeviceState]) -> int:
 
 
 def _free_milli(state: DeviceState, snapshot: Snapshot, total_bytes: int) -> int:
-    """What is free of a device, rounded up as demands are, so that what fits exactly still does."""
+    """What is free of a device, by its memory and by the shares and slots that are taken."""
     held = sum(
         _milli(lease, max(1, state.device.slots), total_bytes) or WHOLE_MILLI
         for lease in state.leases
         if lease.share is not None or lease.memory_bytes is None
     )
     free_bytes = memory_figures(state, snapshot)[0] or 0
-    by_memory = math.ceil(WHOLE_MILLI * free_bytes / total_bytes)
+    by_memory = WHOLE_MILLI * free_bytes // total_bytes
     return max(0, min(WHOLE_MILLI, by_memory, WHOLE_MILLI - held))
 
 
