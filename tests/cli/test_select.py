@@ -40,7 +40,8 @@ def test_the_best_device_is_printed_alone(devices, exo_gpu):
         (["--min-idle", "90"], ["cuda:0"]),
         (["--host-cpus", "2", "--host-memory", "8GiB"], ["cuda:0"]),
         (["--policy", "pack"], ["rocm:0"]),
-        (["--affinity", "llama", "--priority", "3"], ["cuda:0"]),
+        (["--policy", "fragmentation"], ["rocm:0"]),
+        (["--affinity", "llama", "--priority", "3", "--expect", "20m"], ["cuda:0"]),
         (
             ["--all-devices", "--count", "2", "--same-node", "--interconnect", "any"],
             ["cuda:0", "rocm:0"],

@@ -71,6 +71,24 @@ def test_bad_input_is_one_line(exo_gpu, trace, options, status, words, tmp_path)
     assert done.stdout == ""
 
 
+def test_what_ran_is_run_again_with_a_card_more(exo_gpu, devices, tmp_path):
+    """Rule: the folder of journals is a workload; each item asks for what its job asked for."""
+    jobs = str(tmp_path / "jobs")
+    mapped = exo_gpu("map", "--memory", "2GiB", "true {}", ":::", "1", "2", EXO_GPU_JOBS=jobs)
+    assert mapped.returncode == 0
+    done = exo_gpu(
+        "simulate", "--cluster", str(devices), "--trace", jobs, "--json",
+        "--policy", "fragmentation", "--add", "4090=1", "--processes", "1",
+    )  # fmt: skip
+    means = json.loads(done.stdout)["means"]["fragmentation"]
+    assert (means["jobs"], means["completed"], means["refused"]) == (2, 2, 0)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    none = exo_gpu("simulate", "--cluster", "2", "--trace", str(empty))
+    assert none.returncode == 1
+    assert "there is no journal in it" in none.stderr
+
+
 def test_a_fault_in_the_trace_has_its_place(exo_gpu, tmp_path):
     """Rule: file, line and column; status 1, for the command was right."""
     path = tmp_path / "bad.csv"

@@ -69,6 +69,7 @@ COLUMNS = (
     | {
         f"exo.gpu.{name}"
         for name in (
+            "scheduling.device_losses",
             "scheduling.fragmentation",
             "scheduling.machines",
             "scheduling.node_table",

@@ -75,7 +75,7 @@ def _saved_milli(
         return saved
     machines: dict[str, list[tuple[int, str]]] = {}
     for state in devices:
-        free_milli = _free_milli(state, snapshot, total_bytes)
+        free_milli = _free_milli(state, snapshot, request, total_bytes)
         machines.setdefault(state.device.node, []).append((free_milli, state.device.device_id))
     cores = {node: _cores_milli(snapshot, node) for node in machines}
     width = max(map(len, machines.values()))
@@ -145,7 +145,7 @@ def _asked(request: Request, devices: Sequence[DeviceState], total_bytes: int) -
         cpu_milli=WHOLE_MILLI * (request.host_cpus or 0),
         memory_bytes=0,
         gpus=request.count,
-        gpu_milli=WHOLE_MILLI if request.count > 1 else gpu_milli,
+        gpu_milli=gpu_milli,
     )
 
 
@@ -169,13 +169,12 @@ def _slots(devices: Sequence[DeviceState]) -> int:
     return max(1, devices[0].device.slots)
 
 
-def _free_milli(state: DeviceState, snapshot: Snapshot, total_bytes: int) -> int:
-    """What is free of a device, by its memory and by the shares and slots that are taken."""
-    held = sum(
-        _milli(lease, max(1, state.device.slots), total_bytes) or WHOLE_MILLI
-        for lease in state.leases
-        if lease.share is not None or lease.memory_bytes is None
-    )
+def _free_milli(state: DeviceState, snapshot: Snapshot, request: Request, total_bytes: int) -> int:
+    """What is free of a device by its leases, and by its memory where memory is asked for."""
+    slots = max(1, state.device.slots)
+    held = sum(_milli(lease, slots, total_bytes) or WHOLE_MILLI for lease in state.leases)
+    if request.memory_bytes is None:
+        return max(0, WHOLE_MILLI - held)
     free_bytes = memory_figures(state, snapshot)[0] or 0
     by_memory = WHOLE_MILLI * free_bytes // total_bytes
     return max(0, min(WHOLE_MILLI, by_memory, WHOLE_MILLI - held))

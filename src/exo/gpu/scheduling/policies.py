@@ -57,9 +57,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     def asked(self, snapshot: Snapshot, request: Request) -> Policy:
         """The policy for one request: its further terms stand before the others."""
-        if self.asking is None:
+        asking = self.asking
+        if asking is None:
             return self
-        terms = (*self.asking(snapshot, request), *self.terms)
+        terms = (*asking(snapshot, request), *self.terms)
         return msgspec.structs.replace(self, terms=terms, asking=None)
 
     def total(self, facts: Facts | None, *, warm: bool = False, weight: float = 1.0) -> float:

@@ -125,7 +125,7 @@ def expected_fill(mix: RequestMix) -> Floats:
         if count:
             then = amounts[:count] + fill[free - amounts[:count]]
             fill[free] = then @ weights[:count] / so_far[count - 1]
-    fill.flags.writeable = False  # the next who asks gets the same
+    fill.setflags(write=False)  # the next who asks gets the same
     return fill
 
 
