@@ -118,7 +118,7 @@ def compare_published(
 
 
 def compare_ours(runs: dict[tuple[str, str, int], Figures], names: Sequence[str]) -> list[Result]:
-    """Ours less FGD's at 120 % arrived, on the same seeds, by workload and on average of several."""
+    """Ours less FGD's at 120 % arrived on the same seeds: by workload, and the mean of several."""
     found: list[Result] = []
     for name in names:
         seeds = sorted({key[2] for key in runs if key[0] == name and key[1] == OURS})

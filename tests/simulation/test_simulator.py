@@ -146,14 +146,14 @@ def test_the_line_by_counts_stands_for_the_line_as_it_runs_live():
 
 
 def test_the_policy_fragmentation_keeps_room_for_what_is_asked_for():
-    """Rule: on memory in halves and thirds, it keeps devices no less busy than the default does."""
+    """Rule: on memory in halves, thirds and wholes, work waits less than under the default."""
     waits = dict.fromkeys(("balanced", "fragmentation"), 0.0)
     for seed in range(4):
         chance = random.Random(seed)
         some = [
             job(
                 chance.uniform(200, 2000),
-                number * 60.0,
+                number * 180.0,
                 memory_bytes=chance.choice((8, 8, 12, 24)) * GIB,
             )
             for number in range(60)

@@ -57,10 +57,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     def asked(self, snapshot: Snapshot, request: Request) -> Policy:
         """The policy for one request: its further terms stand before the others."""
-        asking = self.asking
-        if asking is None:
+        if not callable(self.asking):
             return self
-        terms = (*asking(snapshot, request), *self.terms)
+        terms = (*self.asking(snapshot, request), *self.terms)
         return msgspec.structs.replace(self, terms=terms, asking=None)
 
     def total(self, facts: Facts | None, *, warm: bool = False, weight: float = 1.0) -> float:
