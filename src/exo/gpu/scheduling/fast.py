@@ -102,7 +102,7 @@ class FastSelector:
         if (
             request.count > 1
             or policy.filters
-            or policy.asking is not None
+            or policy.asking
             or request.host_memory_bytes is not None
             or request.host_cpus is not None
         ):

@@ -52,15 +52,15 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     terms: tuple[tuple[Scorer, float], ...]
     factors: tuple[Scorer, ...] = ()
     filters: tuple[Filter, ...] = ()
-    asking: Callable[[Snapshot, Request], tuple[tuple[Scorer, float], ...]] | None = None
+    asking: tuple[Callable[[Snapshot, Request], tuple[Scorer, float]], ...] = ()
     """Further terms that only what is asked for and all that is there can give."""
 
     def asked(self, snapshot: Snapshot, request: Request) -> Policy:
         """The policy for one request: its further terms stand before the others."""
-        if not callable(self.asking):
+        if not self.asking:
             return self
-        terms = (*self.asking(snapshot, request), *self.terms)
-        return msgspec.structs.replace(self, terms=terms, asking=None)
+        further = tuple(term(snapshot, request) for term in self.asking)
+        return msgspec.structs.replace(self, terms=(*further, *self.terms), asking=())
 
     def total(self, facts: Facts | None, *, warm: bool = False, weight: float = 1.0) -> float:
         """The score alone; None stands for a device that was never sampled."""
@@ -212,10 +212,10 @@ def _efficiency_words(facts: Facts, value: float | None) -> str:
     return f"{gflops / watts:.1f} GFLOP/s a watt of its power {which}"
 
 
-def _losses(snapshot: Snapshot, request: Request) -> tuple[tuple[Scorer, float], ...]:
+def _losses(snapshot: Snapshot, request: Request) -> tuple[Scorer, float]:
     from exo.gpu.scheduling.device_losses import DeviceLosses  # NumPy, for those who ask for it
 
-    return ((DeviceLosses(snapshot, request), 1.0 - TIE_WEIGHT),)
+    return DeviceLosses(snapshot, request), 1.0 - TIE_WEIGHT
 
 
 _MEMORY, _COMPUTE, _HEAT = MemoryFree(), ComputeIdle(), Heat()
@@ -234,7 +234,9 @@ _PRESETS = (
         factors=(_HEAT,),
     ),
     Policy(
-        name="fragmentation", terms=((Figure("fit", _fit, _fit_words), TIE_WEIGHT),), asking=_losses
+        name="fragmentation",
+        terms=((Figure("fit", _fit, _fit_words), TIE_WEIGHT),),
+        asking=(_losses,),
     ),
     Policy(name="efficient", terms=((Figure("work", _efficiency, _efficiency_words), 1.0),)),
 )
