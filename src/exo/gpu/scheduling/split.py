@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from exo.gpu.scheduling.split_advice import shortage_of
 from exo.gpu.scheduling.split_bounds import least_longest_seconds, least_total_seconds
@@ -136,7 +137,7 @@ def _least_longest(question: Question) -> tuple[Costs, Found | None, float]:
     exact = True
     for batches in range(1, len(question.devices) + 1):
         costs = question.costs(batches)
-        if best is not None and not _may_improve(costs, batches, best[0]):
+        if not _may_improve(costs, batches, best[0] if best else np.inf):
             continue
         problem = Problem(costs, longest=True)
         exact = exact and problem.exact
@@ -165,6 +166,9 @@ def _solve(problem: Problem, most_devices: int) -> Found | None:
 
 
 def _may_improve(costs: Costs, batches: int, seconds: float) -> bool:
-    """Whether the fastest so many devices, never full, could take all of it in less time."""
+    """Whether so many devices have room, and the fastest could take all of it in less time."""
+    room = sorted((device.usable_bytes for device in costs.devices), reverse=True)
+    if float(costs.needed[0, -1]) > sum(room[:batches]):
+        return False
     speeds = sorted((device.bandwidth_gbps for device in costs.devices), reverse=True)
     return float(costs.work.read_bytes.sum()) < seconds * sum(speeds[:batches]) * 1e9
