@@ -1,4 +1,4 @@
-"""Tensors added up by layer as they are read, so that a header of any length takes little memory."""
+"""Tensors added up by layer as they are read: a header of any length takes little memory."""
 
 from __future__ import annotations
 
@@ -72,8 +72,7 @@ class Gathered:
         missing = [number for number in range(count) if number not in self.layers]
         if missing:
             raise ModelError(
-                f"{self.source} has no tensor of layer {missing[0]} of {count}: "
-                "is a shard missing?"
+                f"{self.source} has no tensor of layer {missing[0]} of {count}: is a shard missing?"
             )
         return [self.layers[number] for number in range(count)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from exo.gpu.models.gathering import Gathered, as_layer
 from exo.gpu.models.gguf import read_gguf
@@ -99,11 +99,15 @@ class _Facts:
         """A whole number; None where there is none, or one for each layer."""
         return _whole(self._metadata, f"{self.architecture}.{name}")
 
+    def _list(self, name: str) -> list[Any] | None:
+        value: Any = self._metadata.get(f"{self.architecture}.{name}")
+        return cast("list[Any]", value) if isinstance(value, list) else None
+
     def of_layer(self, name: str, number: int) -> int | None:
         """The same where it is a list with a place for each layer."""
-        value = self._metadata.get(f"{self.architecture}.{name}")
-        if isinstance(value, list):
-            one: Any = value[number] if number < len(value) else None  # pyright: ignore[reportUnknownVariableType]
+        value = self._list(name)
+        if value is not None:
+            one = value[number] if number < len(value) else None
             return one if isinstance(one, int) and one >= 0 else None
         return self.whole(name)
 
@@ -130,8 +134,8 @@ class _Facts:
 
     def window(self, number: int, window: int | None) -> int | None:
         """The window of a layer where the pattern tells that it has one."""
-        pattern = self._metadata.get(f"{self.architecture}.attention.sliding_window_pattern")
-        if not window or not isinstance(pattern, list) or number >= len(pattern):  # pyright: ignore[reportUnknownArgumentType]
+        pattern = self._list("attention.sliding_window_pattern")
+        if not window or pattern is None or number >= len(pattern):
             return None
         return window if pattern[number] is True else None
 

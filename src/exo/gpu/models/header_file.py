@@ -1,4 +1,4 @@
-"""A file read from its beginning, byte by byte accounted for: nothing beyond its end is believed."""
+"""A file read from its beginning; no claim beyond its end is believed."""
 
 from __future__ import annotations
 

@@ -23,7 +23,9 @@ _EXPERT = re.compile(r"(?:^|\.)experts\.")
 _EMBEDDING = re.compile(
     r"(?:^|\.)(embed_tokens|wte|word_embeddings|tok_embeddings|embed_in)\.weight\Z"
 )
-_LAST = re.compile(r"(?:^|\.)(lm_head|embed_out|output|norm|ln_f|final_layernorm|final_layer_norm)\.")
+_LAST = re.compile(
+    r"(?:^|\.)(lm_head|embed_out|output|norm|ln_f|final_layernorm|final_layer_norm)\."
+)
 _OUTPUT = re.compile(r"(?:^|\.)(lm_head|embed_out|output)\.")
 _KEYS_OR_VALUES = re.compile(r"(?:^|\.)(k_proj|v_proj)\.(weight|scales)\Z")
 _ATTENTION = re.compile(

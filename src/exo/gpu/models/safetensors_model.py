@@ -143,7 +143,8 @@ class _Facts:
 
     def __init__(self, configuration: dict[str, Any]) -> None:
         names: Any = configuration.get("architectures")
-        self.architecture = str(names[0]) if isinstance(names, list) and names else ""
+        listed = cast("list[Any]", names) if isinstance(names, list) else []
+        self.architecture = str(listed[0]) if listed else ""
         inner: Any = configuration.get("text_config")
         outer = {key: value for key, value in configuration.items() if key != "text_config"}
         self._values: dict[str, Any] = {**outer, **inner} if isinstance(inner, dict) else outer

@@ -78,9 +78,7 @@ def split_layers(
         if value > _MOST_TOKENS:
             raise InvalidValue(field, value, f"at most {_MOST_TOKENS}")
     _check(devices)
-    question = Question(
-        model, tuple(devices), (*links, *ASSUMED_LINKS), context_tokens, batch
-    )
+    question = Question(model, tuple(devices), (*links, *ASSUMED_LINKS), context_tokens, batch)
     if goal is SplitGoal.LATENCY:
         costs, found, gap = _least_sum(question)
     else:

@@ -72,9 +72,7 @@ def _fits(
     asked: Asked, model: ModelNeeds, devices: Sequence[SplitDevice], context_tokens: int
 ) -> bool:
     """Whether any split exists."""
-    costs = Costs(
-        model, devices, asked.links, context_tokens=context_tokens, batch=asked.batch
-    )
+    costs = Costs(model, devices, asked.links, context_tokens=context_tokens, batch=asked.batch)
     problem = Problem(costs, longest=False)
     count = len(devices)
     found = best_of_all(problem, count) if problem.exact else best_by_exchange(problem, count)
@@ -104,7 +102,9 @@ def _fewest_elsewhere(asked: Asked) -> int:
 def _bytes_of_first(asked: Asked, count: int) -> tuple[int, int]:
     """What the devices lack at least, and what goes to the host, where so many layers go there."""
     layers = asked.model.layers[:count]
-    taken = sum(one.weight_bytes + one.cache_bytes(asked.context_tokens) * asked.batch for one in layers)
+    taken = sum(
+        one.weight_bytes + one.cache_bytes(asked.context_tokens) * asked.batch for one in layers
+    )
     beside = asked.model.embedding_bytes
     if count == len(asked.model.layers):
         beside += asked.model.output_bytes - asked.model.tied_bytes

@@ -24,12 +24,12 @@ def least_total_seconds(costs: Costs) -> float:
     devices = sorted(costs.devices, key=lambda device: -device.bandwidth_gbps)
     room = [float(device.usable_bytes) for device in devices]
     seconds, at = 0.0, 0
-    for layer in order:
-        left = 1.0
+    for layer in order.tolist():
+        left, takes, reads = 1.0, float(needed[layer]), float(read[layer])
         while left > 0 and at < len(devices):
-            part = left if needed[layer] == 0 else min(left, room[at] / needed[layer])
-            seconds += part * read[layer] / (devices[at].bandwidth_gbps * _GIGA)
-            room[at] -= part * needed[layer]
+            part = left if takes == 0 else min(left, room[at] / takes)
+            seconds += part * reads / (devices[at].bandwidth_gbps * _GIGA)
+            room[at] -= part * takes
             left -= part
             if left > 0:
                 at += 1

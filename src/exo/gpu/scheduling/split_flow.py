@@ -70,7 +70,9 @@ class FlowGraph:
         for node, rate, moving in self.entries:
             first, last = placement[node]
             if last > first == 0:
-                arcs.append((flow.add(start, 2 * node, rate), moving + self._work(node, last, placement)))
+                arcs.append(
+                    (flow.add(start, 2 * node, rate), moving + self._work(node, last, placement))
+                )
         for node, rate, moving in self.exits:
             if placement[node][1] == layers and placement[node][0] < layers:
                 arcs.append((flow.add(2 * node + 1, end, rate), moving))

@@ -102,13 +102,13 @@ def _starts(network: SplitNetwork) -> Iterator[Placement]:
             yield placement
 
 
-def _chain(
-    tables: Sequence[Sequence[float]], layers: int
-) -> Iterator[tuple[int, tuple[int, int]]]:
+def _chain(tables: Sequence[Sequence[float]], layers: int) -> Iterator[tuple[int, tuple[int, int]]]:
     """Each node as many layers as it can hold at the highest rate at which all are held."""
     rates = sorted({rate for table in tables for rate in table}, reverse=True)
     for rate in rates:
-        counts = [max((k for k, t in enumerate(table, 1) if t >= rate), default=0) for table in tables]
+        counts = [
+            max((k for k, t in enumerate(table, 1) if t >= rate), default=0) for table in tables
+        ]
         if sum(counts) >= layers:
             break
     else:

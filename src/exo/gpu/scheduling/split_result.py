@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.split import SplitDevice, SplitLink
 
 
+class _Hop(NamedTuple):
+    """The way between two stages: all of its time, and the part that grows with the bytes."""
+
+    name: str
+    seconds: float
+    moving_seconds: float
+
+    @classmethod
+    def between(cls, costs: Costs, source: int, target: int) -> _Hop:
+        name = f"{costs.devices[source].device_id} -> {costs.devices[target].device_id}"
+        return cls(name, float(costs.hops[source, target]), float(costs.transfers[source, target]))
+
+
 def plan_of(
     costs: Costs,
     found: Found,
@@ -30,19 +43,12 @@ def plan_of(
 ) -> SplitPlan:
     """The plan that ranges make."""
     shares = _shares(costs, found)
-    stages = [share.decode_seconds for share in shares]
-    hops = [
-        (f"{costs.devices[one[0]].device_id} -> {costs.devices[other[0]].device_id}",)
-        + (float(costs.hops[one[0], other[0]]), float(costs.transfers[one[0], other[0]]))
-        for one, other in pairwise(found.ranges)
-    ]
-    step = sum(stages) + sum(hop for _, hop, _ in hops)
-    longest = max([*stages, *(moving for _, _, moving in hops)])
+    hops = [_Hop.between(costs, one[0], other[0]) for one, other in pairwise(found.ranges)]
     waits = goal is SplitGoal.LATENCY
-    if waits:
-        timed = [*zip((s.device_id for s in shares), stages, strict=True), *((n, h) for n, h, _ in hops)]
-    else:
-        timed = [*zip((s.device_id for s in shares), stages, strict=True), *((n, t) for n, _, t in hops)]
+    timed = {share.device_id: share.decode_seconds for share in shares}
+    step = sum(timed.values()) + sum(hop.seconds for hop in hops)
+    timed |= {hop.name: hop.seconds if waits else hop.moving_seconds for hop in hops}
+    longest = max(timed.values())
     return SplitPlan(
         model=costs.model.name,
         goal=goal,
@@ -54,7 +60,7 @@ def plan_of(
         decode_tokens_per_second=costs.batch / (step if waits else longest),
         sequence_tokens_per_second=1.0 / (step if waits else max(step, longest * len(shares))),
         prefill_tokens_per_second=_prefill_rate(shares, hops, costs, waits=waits),
-        bottleneck=max(timed, key=lambda one: one[1])[0],
+        bottleneck=max(timed, key=timed.__getitem__),
         optimal=gap == 0.0,
         gap=gap,
         assumptions=assumed,
@@ -93,7 +99,7 @@ def _shares(costs: Costs, found: Found) -> tuple[DeviceShare, ...]:
 
 def _prefill_rate(
     shares: Sequence[DeviceShare],
-    hops: Sequence[tuple[str, float, float]],
+    hops: Sequence[_Hop],
     costs: Costs,
     *,
     waits: bool,
@@ -104,8 +110,8 @@ def _prefill_rate(
     if len(seconds) < len(shares) or any(one.parameters is None for one in costs.model.layers):
         return None
     # A chunk moves so many times what a step of the batch does.
-    moving = [transfer * chunk / costs.batch for _, _, transfer in hops]
-    waiting = [hop - transfer for _, hop, transfer in hops]
+    moving = [hop.moving_seconds * chunk / costs.batch for hop in hops]
+    waiting = [hop.seconds - hop.moving_seconds for hop in hops]
     total = sum(seconds) + sum(moving) + sum(waiting) if waits else max([*seconds, *moving])
     return chunk / total if total > 0 else None
 

@@ -1,8 +1,8 @@
 """The best contiguous ranges over devices: dynamic programming over sets, or along one order.
 
-A state is how many devices of each kind are in use, and which one came last; its value is a row with
-the cost of having covered the first l layers. Devices of one kind are interchangeable, so that 16
-cards of two kinds have 81 states instead of 65,536.
+A state is how many devices of each kind are in use, and which one came last; its value is a row
+with the cost of having covered the first l layers. Devices of one kind are interchangeable, so that
+16 cards of two kinds have 81 states instead of 65,536.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Machines that each hold some layers and hand tokens on: what they are, and where the layers are."""
+"""Machines that each hold some layers and hand tokens on, and which holds which."""
 
 from __future__ import annotations
 
