@@ -29,9 +29,10 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A network, and the best flow that was published for it, if any."""
+    """A network, by the name of its table and of its cluster's file."""
 
     name: str
+    file: str
     network: SplitNetwork
 
 
@@ -41,7 +42,7 @@ def read_cases(folder: Path) -> list[Case]:
     if not tables.is_file():
         sys.exit(f"there is no {TABLES} in {folder}; the clusters are at {PUBLIC}")
     return [
-        Case(name, read_cluster(folder / table["cluster_file"], table))
+        Case(name, table["cluster_file"], read_cluster(folder / table["cluster_file"], table))
         for name, table in json.loads(tables.read_text(encoding="utf-8")).items()
     ]
 
