@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from split_cases import best_by_trying, named_model, random_box, random_case  # noqa: E402
+from split_cases import best_by_trying, named_model, random_box, random_case
 
-from exo.gpu.scheduling.split import split_layers  # noqa: E402
-from exo.gpu.vocabulary.errors import DuplicateDevice, InvalidValue, UnknownName  # noqa: E402
-from exo.gpu.vocabulary.model import ModelLayer, ModelNeeds  # noqa: E402
-from exo.gpu.vocabulary.split import (  # noqa: E402
+from exo.gpu.scheduling.split import split_layers
+from exo.gpu.vocabulary.errors import DuplicateDevice, InvalidValue, UnknownName
+from exo.gpu.vocabulary.model import ModelLayer, ModelNeeds
+from exo.gpu.vocabulary.split import (
     DeviceShare,
     SplitDevice,
     SplitGoal,

@@ -71,7 +71,7 @@ def split_layers(
 
     """
     if goal not in tuple(SplitGoal):
-        raise UnknownName("goal", goal, SplitGoal)
+        raise UnknownName("goal", goal, [one.value for one in SplitGoal])
     goal = SplitGoal(goal)
     for field, value in (("context_tokens", context_tokens), ("batch", batch)):
         check_whole(field, value, low=1)

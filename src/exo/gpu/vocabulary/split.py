@@ -182,7 +182,7 @@ class SplitPlan(WireValue, frozen=True, kw_only=True):
         check_whole("context_tokens", self.context_tokens, low=1)
         check_whole("batch", self.batch, low=1)
         if self.goal not in tuple(SplitGoal):
-            raise UnknownName("goal", self.goal, SplitGoal)
+            raise UnknownName("goal", self.goal, [one.value for one in SplitGoal])
 
     @property
     def fits(self) -> bool:
