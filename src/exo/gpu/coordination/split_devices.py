@@ -170,7 +170,8 @@ def _refused(state: DeviceState, wishes: SplitWishes) -> str:
         return f"it is {state.health.value}: {state.health_reason}"
     if wishes.runtimes is not None and device.runtime not in wishes.runtimes:
         return f"the engine has no word for runtime {device.runtime}"
-    if wishes.runtime is not None and device.runtime != wishes.runtime and not _is_host(state):
+    wanted = wishes.use_host and _is_host(state)
+    if wishes.runtime is not None and device.runtime != wishes.runtime and not wanted:
         return f"it belongs to runtime {device.runtime}, not {wishes.runtime}"
     return ""
 

@@ -84,6 +84,8 @@ def plan_split(
         return place_layers(devices)
     if model is None:
         raise InvalidValue("model", model, "a path or a ModelNeeds")
+    if devices is not None and not devices:
+        raise InvalidValue("devices", list(devices), "at least one device")
     needs = model if isinstance(model, ModelNeeds) else read_model(model)
     tokens = context_of(needs, context)
     given = [one for one in devices or () if isinstance(one, SplitDevice)]

@@ -160,17 +160,20 @@ class _Search:
         return min(count - 1, int(self._lot() * count))
 
     def anneal(self, tries: int, over: Callable[[], bool]) -> None:
-        """Try neighbours, and take worse ones now and then, ever more seldom."""
-        each = max(1, tries // _ROUNDS)
+        """Try neighbours in rounds, each of which begins with the best so far."""
+        for _ in range(_ROUNDS):
+            self._round(-(-tries // _ROUNDS), over)
+
+    def _round(self, tries: int, over: Callable[[], bool]) -> None:
+        """Take worse placements now and then, ever more seldom."""
+        now, value = self.best.copy(), self._value(self.best, self.flow)
+        scale = max(self.flow, _COVERED_PART * self.bound, 1e-12)
         for number in range(tries):
-            if number % each == 0:
-                now, value = self.best.copy(), self._value(self.best, self.flow)
-                scale = max(self.flow, _COVERED_PART * self.bound, 1e-12)
             if over() or self.flow >= self.bound * (1 - _MET):
                 return
             changed = self._neighbour(now)
             found = self._value(changed, self.offer("search", changed))
-            heat = scale * _WARM * (_COLD / _WARM) ** (number % each / each)
+            heat = scale * _WARM * (_COLD / _WARM) ** (number / tries)
             if found >= value or self._lot() < math.exp((found - value) / heat):
                 now, value = changed, found
 
