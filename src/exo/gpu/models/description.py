@@ -7,10 +7,11 @@ from typing import Any
 
 import msgspec
 
-from exo.gpu.vocabulary.errors import InvalidValue, ModelError
+from exo.gpu.vocabulary.errors import InvalidValue, ModelError, UnknownName
 from exo.gpu.vocabulary.model import MOST_LAYERS, ModelLayer, ModelNeeds
 
 _LONGEST_BYTES = 2**24
+_KNOWN = frozenset(ModelNeeds.__struct_fields__) - {"form", "notes"}
 
 
 class _Repeated(ModelLayer, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -19,27 +20,8 @@ class _Repeated(ModelLayer, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     count: int = 1
 
 
-class _Description(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields of :class:`~exo.gpu.vocabulary.model.ModelNeeds` that a person can know."""
-
-    layers: list[_Repeated]
-    name: str = ""
-    embedding_bytes: int = 0
-    output_bytes: int = 0
-    tied_bytes: int = 0
-    output_parameters: int | None = None
-    activation_bytes_per_token: int = 0
-    experts: int = 0
-    experts_used: int = 0
-    context_tokens: int | None = None
-    architecture: str = ""
-    layer_module: str = ""
-    first_modules: tuple[str, ...] = ()
-    last_modules: tuple[str, ...] = ()
-
-
 def described_model(path: Path) -> ModelNeeds:
-    """What a description says.
+    """What a description says: the fields of ``ModelNeeds``, and a ``count`` for equal layers.
 
     Raises:
         ModelError: for no JSON of this form, an unknown field, or a value that cannot be.
@@ -48,25 +30,22 @@ def described_model(path: Path) -> ModelNeeds:
     try:
         if path.stat().st_size > _LONGEST_BYTES:
             raise ModelError(f"{path} has more than {_LONGEST_BYTES} bytes: is it a description?")
-        found = msgspec.json.decode(path.read_bytes(), type=_Description)
-        return _needs(found, path)
+        return _needs(msgspec.json.decode(path.read_bytes(), type=dict[str, Any]), path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, InvalidValue) as error:
         raise ModelError(f"{path}: {error}") from error
 
 
-def _needs(found: _Description, path: Path) -> ModelNeeds:
-    total = sum(one.count for one in found.layers)
-    if any(one.count < 0 for one in found.layers) or total > MOST_LAYERS:
+def _needs(values: dict[str, Any], path: Path) -> ModelNeeds:
+    for name in values:
+        if name not in _KNOWN:
+            raise UnknownName("field", name, _KNOWN)
+    if "layers" not in values:
+        raise InvalidValue("layers", None, "a list of layers")
+    repeated = msgspec.convert(values["layers"], type=list[_Repeated])
+    total = sum(one.count for one in repeated)
+    if any(one.count < 0 for one in repeated) or total > MOST_LAYERS:
         raise ModelError(f"{path} describes {total} layers, and {MOST_LAYERS} are allowed")
-    fields: dict[str, Any] = {
-        name: getattr(found, name) for name in _Description.__struct_fields__ if name != "layers"
-    }
-    fields["name"] = found.name or path.stem
-    layers = tuple(_single(one) for one in found.layers for _ in range(one.count))
-    return ModelNeeds(layers=layers, form="json", **fields)
-
-
-def _single(one: _Repeated) -> ModelLayer:
-    return ModelLayer(**{name: getattr(one, name) for name in ModelLayer.__struct_fields__})
+    layers = [msgspec.to_builtins(one) for one in repeated for _ in range(one.count)]
+    return msgspec.convert({"name": path.stem, **values, "layers": layers}, type=ModelNeeds)

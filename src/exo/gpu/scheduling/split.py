@@ -131,20 +131,18 @@ def _least_longest(question: Question) -> tuple[Costs, Found | None, float]:
     With more devices more batches are under way, each with its cache, so that every number of
     devices is a problem of its own; those that cannot be better by their bound are left out.
     """
-    best: tuple[float, int] | None = None
-    exact = True
-    for batches in range(1, len(question.devices) + 1):
-        costs = question.costs(batches)
-        if not _may_improve(costs, batches, best[0] if best else np.inf):
+    seconds, batches, exact = np.inf, 0, True
+    for count in range(1, len(question.devices) + 1):
+        costs = question.costs(count)
+        if not _may_improve(costs, count, seconds):
             continue
         problem = Problem(costs, longest=True)
         exact = exact and problem.exact
-        found = _solve(problem, batches)
-        if found is not None and (best is None or found.seconds < best[0] * (1 - _SAME)):
-            best = found.seconds, batches
-    if best is None:
+        found = _solve(problem, count)
+        if found is not None and found.seconds < seconds * (1 - _SAME):
+            seconds, batches = found.seconds, count
+    if not batches:
         return question.costs(), None, 0.0
-    seconds, batches = best
     costs = question.costs(batches)
     found = _solve(Problem(costs, longest=False, ceiling=seconds), batches)
     if found is None:  # an exchange may find the longest stage again, and no sum under it

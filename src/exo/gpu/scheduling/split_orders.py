@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from exo.gpu.scheduling.split_search import Found, Problem, best_along
@@ -9,26 +10,36 @@ from exo.gpu.scheduling.split_search import Found, Problem, best_along
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+_SAME = 1e-12
 _TRIES = 300
 """Orders that are looked at; each takes a millisecond or two."""
 
 
 def best_by_exchange(problem: Problem, most_devices: int) -> Found | None:
     """The best split over at most so many devices that is found; None where none was."""
-    best: tuple[Found, list[int]] | None = None
+    best: Found | None = None
+    kept: list[int] = []
     for order in _starts(problem, most_devices):
         found = best_along(problem, order)
-        if found is not None and (best is None or found.seconds < best[0].seconds):
-            best = found, order
-    if best is None:
-        return None
-    for number, order in enumerate(_exchanges(problem, best)):
-        if number >= _TRIES:
-            break
-        found = best_along(problem, order)
-        if found is not None and found.seconds < best[0].seconds * (1 - 1e-12):
-            best = found, order
-    return best[0]
+        if _better(found, best) or not kept:
+            best, kept = found, order
+    left = _TRIES
+    improved = True
+    while improved and left > 0:
+        improved = False
+        for order in islice(_exchanges(problem, kept), left):
+            left -= 1
+            found = best_along(problem, order)
+            if _better(found, best):
+                best, kept, improved = found, order, True
+                break
+    return best
+
+
+def _better(found: Found | None, best: Found | None) -> bool:
+    if found is None or best is None:
+        return found is not None
+    return found.seconds < best.seconds * (1 - _SAME)
 
 
 def _starts(problem: Problem, most_devices: int) -> Iterator[list[int]]:
@@ -45,9 +56,8 @@ def _starts(problem: Problem, most_devices: int) -> Iterator[list[int]]:
         yield hosts + sorted(rest, key=lambda one: devices[one].node)
 
 
-def _exchanges(problem: Problem, best: tuple[Found, list[int]]) -> Iterator[list[int]]:
+def _exchanges(problem: Problem, order: list[int]) -> Iterator[list[int]]:
     """Two devices in each other's place, one elsewhere, one for another that is not used."""
-    order = list(best[1])
     unused = [one for one in range(len(problem.costs.devices)) if one not in order]
     for step in range(1, len(order)):
         for place in range(len(order) - step):

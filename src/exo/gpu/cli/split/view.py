@@ -105,7 +105,7 @@ def _foretold(plan: SplitPlan) -> str:
     if plan.batch > 1 or plan.goal == "throughput":
         text += f" in all, {_rate(plan.sequence_tokens_per_second or 0.0)} for each sequence"
     if plan.prefill_tokens_per_second is None:
-        return f"{text}; prefill not foretold: the compute of a device is not known"
+        return f"{text}; prefill not foretold: a device's compute, or the parameters, are not known"
     return f"{text}; prefill {_rate(plan.prefill_tokens_per_second)} tokens/s"
 
 
