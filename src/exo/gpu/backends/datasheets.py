@@ -208,10 +208,10 @@ CARDS = (
         "Arc A770",
         16,
         560,
-        137.6,
+        131,
         f"{_INTEL}/229151/intel-arc-a770-graphics-16gb/specifications.html",
     ),
-    Card("Arc A750", 8, 512, 114.7, f"{_INTEL}/227954/intel-arc-a750-graphics/specifications.html"),
+    Card("Arc A750", 8, 512, 114.5, f"{_INTEL}/227954/intel-arc-a750-graphics/specifications.html"),
     Card(
         "Arc B580", 12, 456, 116.5, f"{_INTEL}/241598/intel-arc-b580-graphics/specifications.html"
     ),

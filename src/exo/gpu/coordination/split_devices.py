@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
+
+logger = logging.getLogger("exo.gpu.coordination.split_devices")
 
 BUFFER_BYTES = 2**30
 """What an engine takes beside weights and cache: its context on the device and room for compute.
@@ -77,7 +80,8 @@ def offered_devices(wishes: SplitWishes) -> Offer:
             return offered_devices(msgspec.structs.replace(wishes, node=opened))
     try:
         snapshot = wishes.node.snapshot()
-    except StoreError:  # a split takes nothing: without leases it counts what is in use
+    except StoreError as error:
+        logger.warning("leases do not count, only what is in use: %s", error)
         snapshot = wishes.node.snapshot(leases=False)
     request = Request(devices=wishes.devices)
     if unknown_names(snapshot, request):
@@ -131,9 +135,9 @@ def _chosen(
         device = state.device
         wanted = _is_host(state) and wishes.use_host
         if not free_choice and not wanted and device.device_class.rank != min(ranks):
-            left_out.append(
-                LeftOut(device_id=device.device_id, reason="of another class (--device takes it)")
-            )
+            option = "--host" if _is_host(state) else "--device"
+            reason = f"of another class ({option} takes it)"
+            left_out.append(LeftOut(device_id=device.device_id, reason=reason))
             continue
         sharer = pools.setdefault((device.node, device.memory_pool), device.device_id)
         if sharer != device.device_id:
