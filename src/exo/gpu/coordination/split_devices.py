@@ -84,7 +84,7 @@ def offered_devices(wishes: SplitWishes) -> Offer:
         logger.warning("leases do not count, only what is in use: %s", error)
         snapshot = wishes.node.snapshot(leases=False)
     request = Request(devices=wishes.devices)
-    if unknown_names(snapshot, request):
+    if unknown_names(snapshot, request.devices):
         raise refusal(select(snapshot, request))
     left_out: list[LeftOut] = []
     chosen = list(_chosen(snapshot, wishes, left_out))
