@@ -115,8 +115,7 @@ def of_network(case: Case) -> tuple[list[Result], dict[str, tuple[int, int]]]:
         peers = {"Helix' MILP": best, **PUBLISHED_OTHERS.get(case.file, {})}
         for name, peer in peers.items():
             target = part if name == "Helix' MILP" else 1.0
-            # What was published has two places.
-            value = flow / (peer - 0.005) if part < 1 else flow / peer
+            value = flow / peer
             metric = f"{case.name}: flow / {name}"
             results.append(
                 Result(metric, flow, peer, name, "published", value, target, "higher", 1)

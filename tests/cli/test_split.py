@@ -8,9 +8,17 @@ from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from exo.gpu.cli.split.engines import CannotExpress, exo, llama_cpp
+from exo.gpu.cli.split.engines import (
+    CannotExpress,
+    accelerate,
+    accelerate_hint,
+    exo,
+    llama_cpp,
+    vllm,
+)
 from exo.gpu.scheduling.split import split_layers
 from exo.gpu.vocabulary.model import ModelLayer, ModelNeeds
 from exo.gpu.vocabulary.split import SplitDevice
@@ -227,6 +235,57 @@ def test_what_an_engine_has_no_words_for_is_said():
     odd = SplitDevice(device_id="tpu:0", free_bytes=9000, bandwidth_gbps=9.0, runtime="tpu")
     with pytest.raises(CannotExpress, match="no name for tpu:0"):
         llama_cpp(split_layers(needs, [odd]), needs, "m.gguf")
+
+
+def test_engines_for_the_host_and_other_runtimes():
+    """Rule: the host is "cpu" to accelerate and nothing to vLLM; ROCm and Metal have their words."""
+    needs = ModelNeeds(
+        name="m",
+        layers=(ModelLayer(weight_bytes=1000),) * 3,
+        layer_module="model.layers",
+        form="safetensors",
+    )
+    host = SplitDevice(device_id="cpu:0", free_bytes=1000, bandwidth_gbps=1.0, host=True)
+
+    def cards(runtime, count):
+        return [
+            SplitDevice(
+                device_id=f"{runtime}:{n}", free_bytes=1000, bandwidth_gbps=9.0, runtime=runtime
+            )
+            for n in range(count)
+        ]
+
+    mixed = split_layers(needs, [*cards("rocm", 2), host])
+    places = json.loads(accelerate(mixed, needs, "m"))
+    assert sorted(map(str, places.values())) == ["0", "1", "cpu"]
+    assert "HIP_VISIBLE_DEVICES=" in accelerate_hint(mixed)
+    with pytest.raises(CannotExpress, match="no pipeline stage on the host"):
+        vllm(mixed, needs, "m")
+    rocm = vllm(split_layers(needs, cards("rocm", 3)), needs, "m")
+    assert "HIP_VISIBLE_DEVICES=" in rocm
+    metal = split_layers(
+        needs,
+        [SplitDevice(device_id="metal:0", free_bytes=9000, bandwidth_gbps=9, runtime="metal")],
+    )
+    assert set(json.loads(accelerate(metal, needs, "m")).values()) == {"mps"}
+    assert accelerate_hint(metal) == "in this map 0 is metal:0"
+    both = split_layers(needs, [*cards("rocm", 2), *cards("cuda", 1)])
+    with pytest.raises(CannotExpress, match="choose one with --on"):
+        accelerate(both, needs, "m")
+    apart = [
+        SplitDevice(
+            device_id=f"{n}/cuda:0", node=n, free_bytes=2000, bandwidth_gbps=9.0, runtime="cuda"
+        )
+        for n in "ab"
+    ]
+    with pytest.raises(CannotExpress, match="unlike machines"):
+        vllm(split_layers(needs, apart), needs, "m")
+    only_host = split_layers(
+        needs, [SplitDevice(device_id="cpu:0", free_bytes=9000, bandwidth_gbps=1.0, host=True)]
+    )
+    assert "--device none -ngl 0" in llama_cpp(
+        only_host, msgspec.structs.replace(needs, form="gguf"), "m.gguf"
+    )
 
 
 class TestDoesNotFit:

@@ -11,8 +11,10 @@ import pytest
 from exo import gpu
 from exo.gpu.backends.datasheets import CARDS, card_of
 from exo.gpu.coordination.split_devices import BUFFER_BYTES, HOST_GBPS
+from exo.gpu.nodes.local import LocalNode
 from exo.gpu.telemetry.probe_cache import PairCache, ProbeCache, cache_path, pairs_path
 from exo.gpu.vocabulary.errors import InvalidValue, ModelError, NeverAvailable
+from exo.gpu.vocabulary.health import Cordon
 from exo.gpu.vocabulary.model import ModelLayer, ModelNeeds
 from exo.gpu.vocabulary.probe import Measure, PairResult, ProbeResult
 from exo.gpu.vocabulary.split import SplitDevice
@@ -161,6 +163,29 @@ def test_devices_that_may_not_be_used_are_left_out(machine):
     assert "runtime rocm" in reasons["rocm:0"]
     assert "shares its memory with cuda:0" in reasons["cuda:1"]
     assert {one.device_id for one in plan.devices} == {"cuda:0"}
+
+
+def test_a_cordoned_device_gets_no_layers(machine):
+    """Rule: what is kept out of scheduling is kept out of a split, with the reason."""
+    machine(device("cuda:0", total=48, bandwidth_gbps=500.0), device("cuda:1", bandwidth_gbps=9e3))
+    cordon = Cordon(
+        hardware_id="GPU-cuda:1", device_id="cuda:1", why="a loud fan", by="me", since=1.0
+    )
+    with LocalNode() as node:
+        node.put_cordon(cordon)
+        plan = gpu.plan_split(BIG, node=node)
+    assert {one.device_id: one.reason for one in plan.left_out} == {
+        "cuda:1": "it is cordoned: a loud fan"
+    }
+
+
+def test_without_a_lease_store_what_is_in_use_counts(machine, tmp_path, monkeypatch, caplog):
+    """Rule: a split takes nothing, so that a store that cannot be used is only told."""
+    machine(device("cuda:0", total=48, bandwidth_gbps=500.0))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EXO_GPU_STATE", str(tmp_path / "file"))
+    assert gpu.plan_split(BIG).fits
+    assert "leases do not count" in caplog.text
 
 
 def test_an_engine_of_one_runtime_gets_the_one_with_the_most_room(machine):
