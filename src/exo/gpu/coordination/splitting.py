@@ -11,7 +11,7 @@ from exo.gpu.coordination.split_devices import SplitWishes, offered_devices
 from exo.gpu.models.reading import read_model
 from exo.gpu.vocabulary.errors import InvalidValue
 from exo.gpu.vocabulary.model import ModelNeeds
-from exo.gpu.vocabulary.split import SplitDevice, SplitGoal, SplitLink, SplitPlan
+from exo.gpu.vocabulary.split import SplitDevice, SplitLink, SplitPlan
 from exo.gpu.vocabulary.split_network import NetworkPlan, SplitNetwork
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def plan_split(
     plan = split_layers(
         needs,
         offer.devices,
-        goal=SplitGoal(goal) if goal in tuple(SplitGoal) else goal,
+        goal=goal,
         context_tokens=tokens,
         batch=batch,
         links=(*links, *offer.links),

@@ -70,14 +70,7 @@ def split_layers(
         InvalidValue: for no devices, one twice, an unknown goal, a context or batch below 1.
 
     """
-    if goal not in tuple(SplitGoal):
-        raise UnknownName("goal", goal, [one.value for one in SplitGoal])
-    goal = SplitGoal(goal)
-    for field, value in (("context_tokens", context_tokens), ("batch", batch)):
-        check_whole(field, value, low=1)
-        if value > _MOST_TOKENS:
-            raise InvalidValue(field, value, f"at most {_MOST_TOKENS}")
-    _check(devices)
+    goal = _checked(goal, context_tokens, batch, devices)
     question = Question(model, tuple(devices), (*links, *ASSUMED_LINKS), context_tokens, batch)
     if goal is SplitGoal.LATENCY:
         costs, found, gap = _least_sum(question)
@@ -97,6 +90,20 @@ def split_layers(
             devices=tuple(devices),
         )
     return plan_of(costs, found, goal, context_tokens=context_tokens, gap=gap, assumed=assumed)
+
+
+def _checked(
+    goal: SplitGoal | str, context_tokens: int, batch: int, devices: Sequence[SplitDevice]
+) -> SplitGoal:
+    """The goal, where everything that was asked can be."""
+    if goal not in tuple(SplitGoal):
+        raise UnknownName("goal", goal, [one.value for one in SplitGoal])
+    for field, value in (("context_tokens", context_tokens), ("batch", batch)):
+        check_whole(field, value, low=1)
+        if value > _MOST_TOKENS:
+            raise InvalidValue(field, value, f"at most {_MOST_TOKENS}")
+    _check(devices)
+    return SplitGoal(goal)
 
 
 def _check(devices: Sequence[SplitDevice]) -> None:
