@@ -188,6 +188,18 @@ class TestDoesNotFit:
         assert split_layers(needs, devices, context_tokens=longest).fits
         assert not split_layers(needs, devices, context_tokens=longest + 256).fits
 
+    def test_throughput_may_ask_for_more_than_latency(self):
+        """Rule: with a batch in each device there are more caches, and the advice is about those."""
+        layer = ModelLayer(weight_bytes=100, cache_bytes_per_token=1)
+        needs = ModelNeeds(name="m", layers=(layer, layer))
+        tight = [card(name, free=700, gbps=1) for name in "ab"]
+        asked = {"goal": "throughput", "batch": 1}
+        shortage = split_layers(needs, tight, context_tokens=512, **asked).shortage
+        assert shortage.fits_for_latency
+        assert shortage.largest_context_tokens == 256
+        assert split_layers(needs, tight, context_tokens=256, **asked).fits
+        assert split_layers(needs, tight, context_tokens=512, batch=1).fits
+
     def test_weights_alone_may_be_too_much(self):
         """Rule: where no context helps and nobody knows a host, neither is claimed."""
         shortage = split_layers(model(), [card("a", free=5 * GB)]).shortage

@@ -35,6 +35,8 @@ class Question(msgspec.Struct, frozen=True):
     links: tuple[SplitLink, ...]
     context_tokens: int
     batch: int
+    in_each: bool = False
+    """Whether a batch is in each device at once, as for throughput."""
 
     def costs(self, batches: int = 1, devices: Sequence[int] | None = None) -> Costs:
         """The tables with so many batches under way, over all devices or those numbers."""
@@ -71,11 +73,10 @@ def split_layers(
 
     """
     goal = _checked(goal, context_tokens, batch, devices)
-    question = Question(model, tuple(devices), (*links, *ASSUMED_LINKS), context_tokens, batch)
-    if goal is SplitGoal.LATENCY:
-        costs, found, gap = _least_sum(question)
-    else:
-        costs, found, gap = _least_longest(question)
+    ways = (*links, *ASSUMED_LINKS)
+    in_each = goal is SplitGoal.THROUGHPUT
+    question = Question(model, tuple(devices), ways, context_tokens, batch, in_each)
+    costs, found, gap = (_least_longest if in_each else _least_sum)(question)
     assumed = assumptions_of(model, devices, links)
     if found is None:
         shortage = shortage_of(question, host)

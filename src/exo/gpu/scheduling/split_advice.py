@@ -48,9 +48,14 @@ class Asked(Protocol):
         """How many sequences there are."""
         ...
 
+    @property
+    def in_each(self) -> bool:
+        """Whether a batch is in each device at once."""
+        ...
+
 
 def shortage_of(asked: Asked, host: SplitDevice | None) -> Shortage:
-    """What is missing, with one batch under way; a larger model is worse off in any case."""
+    """What is missing, and what would fit."""
     layers = _fewest_elsewhere(asked)
     missing, on_host = _bytes_of_first(asked, layers)
     room = None if host is None else host.usable_bytes
@@ -64,19 +69,41 @@ def shortage_of(asked: Asked, host: SplitDevice | None) -> Shortage:
         largest_context_tokens=_largest_context(asked),
         layers_on_host=layers if helps else None,
         host_bytes=on_host if helps else None,
-        fits_when_empty=_fits(asked, asked.model, empty, asked.context_tokens),
+        fits_when_empty=_fits(
+            asked, asked.model, empty, asked.context_tokens, in_each=asked.in_each
+        ),
+        fits_for_latency=asked.in_each
+        and _fits(asked, asked.model, asked.devices, asked.context_tokens, in_each=False),
     )
 
 
 def _fits(
-    asked: Asked, model: ModelNeeds, devices: Sequence[SplitDevice], context_tokens: int
+    asked: Asked,
+    model: ModelNeeds,
+    devices: Sequence[SplitDevice],
+    context_tokens: int,
+    *,
+    in_each: bool,
 ) -> bool:
-    """Whether any split exists."""
-    costs = Costs(model, devices, asked.links, context_tokens=context_tokens, batch=asked.batch)
-    problem = Problem(costs, longest=False)
-    count = len(devices)
-    found = best_of_all(problem, count) if problem.exact else best_by_exchange(problem, count)
-    return found is not None
+    """Whether any split exists, where ``in_each`` with a batch in each of the devices it uses."""
+    room = sorted((device.usable_bytes for device in devices), reverse=True)
+    for batches in range(1, len(devices) + 1) if in_each else (1,):
+        count = batches if in_each else len(devices)
+        costs = Costs(
+            model,
+            devices,
+            asked.links,
+            context_tokens=context_tokens,
+            batch=asked.batch,
+            batches=batches,
+        )
+        if float(costs.needed[0, -1]) > sum(room[:count]):
+            continue
+        problem = Problem(costs, longest=False)
+        find = best_of_all if problem.exact else best_by_exchange
+        if find(problem, count) is not None:
+            return True
+    return False
 
 
 def _without_first(model: ModelNeeds, count: int) -> ModelNeeds:
@@ -92,7 +119,7 @@ def _fewest_elsewhere(asked: Asked) -> int:
     while low < high:
         middle = (low + high) // 2
         rest = _without_first(asked.model, middle)
-        if _fits(asked, rest, asked.devices, asked.context_tokens):
+        if _fits(asked, rest, asked.devices, asked.context_tokens, in_each=asked.in_each):
             high = middle
         else:
             low = middle + 1
@@ -114,11 +141,12 @@ def _bytes_of_first(asked: Asked, count: int) -> tuple[int, int]:
 def _largest_context(asked: Asked) -> int | None:
     """The longest context that fits, in steps of 256 tokens; None where not even one token's."""
     low, high = 0, (asked.context_tokens - 1) // _CONTEXT_STEP_TOKENS
-    if not _fits(asked, asked.model, asked.devices, 1):
+    if not _fits(asked, asked.model, asked.devices, 1, in_each=asked.in_each):
         return None
     while low < high:
         middle = (low + high + 1) // 2
-        if _fits(asked, asked.model, asked.devices, middle * _CONTEXT_STEP_TOKENS):
+        tokens = middle * _CONTEXT_STEP_TOKENS
+        if _fits(asked, asked.model, asked.devices, tokens, in_each=asked.in_each):
             low = middle
         else:
             high = middle - 1

@@ -149,6 +149,8 @@ class Shortage(WireValue, frozen=True, kw_only=True):
     """What these take there."""
     fits_when_empty: bool = False
     """Whether it would fit if nobody else were on the devices."""
+    fits_for_latency: bool = False
+    """Asked for throughput: whether it fits with one batch under way, whose caches are fewer."""
 
 
 class SplitPlan(WireValue, frozen=True, kw_only=True):

@@ -144,6 +144,8 @@ def _advice(shortage: Shortage, plan: SplitPlan) -> Iterator[str]:
             f"the first {shortage.layers_on_host} of {plan.layer_count} layers in the machine's "
             f"memory, {format_size(shortage.host_bytes)} (--host)"
         )
+    if shortage.fits_for_latency:
+        yield "the same with one batch under way in place of one in each device (--goal latency)"
     if shortage.fits_when_empty:
         yield "the same once what is on these devices now has left them"
 
