@@ -62,6 +62,14 @@ COLUMNS = {
         "lots",
         "neighbourhood",
         "relaxation",
+        "split",
+        "split_advice",
+        "split_bounds",
+        "split_costs",
+        "split_orders",
+        "split_placement",
+        "split_result",
+        "split_search",
     )
 }
 
