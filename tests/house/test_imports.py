@@ -38,53 +38,60 @@ OWN = {
 
 # These are made of columns. Nothing that is imported at the start of a program imports them, so
 # that NumPy is loaded by those who use columns; its own effects are none of ours.
-COLUMNS = (
-    {
-        f"exo.gpu.telemetry.table.{name}"
-        for name in (
-            "batches",
-            "columns",
-            "groups",
-            "history",
-            "packed",
-            "table",
-            "totals",
-            "windows",
-        )
-    }
-    | {
-        f"exo.gpu.scheduling.{name}"
-        for name in (
-            "assignment",
-            "by_cost",
-            "constructive",
-            "costs",
-            "exact",
-            "improvement",
-            "lots",
-            "neighbourhood",
-            "relaxation",
-        )
-    }
-    | {
-        f"exo.gpu.{name}"
-        for name in (
-            "scheduling.device_losses",
-            "scheduling.fragmentation",
-            "scheduling.machines",
-            "scheduling.node_table",
-            "scheduling.request_mix",
-            "simulation.outcome",
-            "simulation.placement",
-            "simulation.policies",
-            "simulation.replay",
-            "simulation.report",
-            "simulation.simulator",
-            "simulation.study",
-            "simulation.traces.openb",
-        )
-    }
-)
+COLUMNS = {
+    f"exo.gpu.telemetry.table.{name}"
+    for name in (
+        "batches",
+        "columns",
+        "groups",
+        "history",
+        "packed",
+        "table",
+        "totals",
+        "windows",
+    )
+} | {
+    f"exo.gpu.scheduling.{name}"
+    for name in (
+        "assignment",
+        "by_cost",
+        "constructive",
+        "costs",
+        "exact",
+        "improvement",
+        "lots",
+        "neighbourhood",
+        "relaxation",
+        "split",
+        "split_advice",
+        "split_bounds",
+        "split_costs",
+        "split_orders",
+        "split_placement",
+        "split_result",
+        "split_search",
+    )
+}
+
+# The same, of policies over many machines and of what is simulated.
+COLUMNS |= {
+    f"exo.gpu.{name}"
+    for name in (
+        "scheduling.device_losses",
+        "scheduling.fragmentation",
+        "scheduling.machines",
+        "scheduling.node_table",
+        "scheduling.request_mix",
+        "simulation.outcome",
+        "simulation.placement",
+        "simulation.policies",
+        "simulation.replay",
+        "simulation.report",
+        "simulation.simulator",
+        "simulation.study",
+        "simulation.traces.openb",
+    )
+}
 
 # Watches the interpreter from outside: audit events for files, processes and sockets, and the
 # environment's own mapping for who reads it. Prints what happened during the import as JSON.

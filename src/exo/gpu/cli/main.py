@@ -29,6 +29,7 @@ COMMANDS = {
     "select": "Choose devices for a piece of work, and say why.",
     "run": "Run a command pinned to the device that suits it best.",
     "map": "Run a command for every item, spread over the devices.",
+    "split": "Split one model over unlike devices, and say why so.",
     "cordon": "Keep a device out of scheduling.",
     "uncordon": "Take a device back into scheduling.",
     "drain": "Let what runs on a device finish, and begin nothing new there.",

@@ -284,12 +284,7 @@ class GPUExecutor(Executor):
     def as_completed(
         futures: Iterable[GPUFuture[Result]], timeout: float | None = None
     ) -> Iterator[GPUFuture[Result]]:
-        """The futures in the order in which they end.
-
-        Raises:
-            TimeoutError: when not all have ended ``timeout`` seconds after the call.
-
-        """
+        """The futures in the order in which they end; TimeoutError after ``timeout`` seconds."""
         return concurrent.futures.as_completed(futures, timeout)  # type: ignore[return-value]
 
     def chunks(self, fn: Callable[..., Iterable[Result]], /, *args: Any) -> ChunkStream[Result]:

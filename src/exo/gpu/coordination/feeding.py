@@ -145,6 +145,8 @@ class Feeder:
             while queue:
                 entry = queue[0]
                 if isinstance(entry, Job):
+                    if entry.command is not None and slot.works:
+                        return False  # begun is what a journal calls it: not before it can
                     return self._send_first_jobs(queue, slot)
                 limit = self._scheduler.take(slot.number, entry.rest, entry.function.number).fresh
                 cut = entry.cut(limit, slot.number) if limit else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import msgspec
 
-from exo.gpu.coordination.slots import refusal
+from exo.gpu.coordination.slots import refusal, tell_remarks
 from exo.gpu.coordination.wishes import GangWishes, request_of
 from exo.gpu.execution.pinning import apply_changes
 from exo.gpu.nodes.local import LocalNode
@@ -44,7 +44,9 @@ def decide(request: Request, *, node: LocalNode | None = None) -> tuple[Decision
         with LocalNode() as opened:
             return decide(request, node=opened)
     snapshot = node.snapshot(others=request.exclusive)
-    return select(snapshot, request, policies=policies_for(request)), snapshot
+    decision = select(snapshot, request, policies=policies_for(request))
+    tell_remarks(decision)
+    return decision, snapshot
 
 
 @contextmanager
@@ -110,6 +112,7 @@ def take(
         lasts_seconds=None if expires is None else parse_duration(expires, "expires"),
         cancelled=cancelled,
     )
+    tell_remarks(grant.decision)
     if not grant.lease_ids:
         raise refusal(grant.decision)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.coordination.slots import refusal
+from exo.gpu.coordination.slots import refusal, tell_remarks
 from exo.gpu.nodes.leasing import place_words
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.nodes.overrun import OVERRUN_WAYS
@@ -117,6 +117,7 @@ def _run_once(
             listeners.on_wait(place_words(waiter, turn))
 
     grant = node.acquire(request, wait_seconds=plan.wait_seconds, on_wait=tell)
+    tell_remarks(grant.decision)
     if not grant.lease_ids:
         raise refusal(grant.decision)
     try:

@@ -29,6 +29,7 @@
     │   ├── StoreDamaged                    its file is broken, or is no database
     │   └── StoreTooNew                     its file was written by a later release
     ├── JournalError (RuntimeError)         a job's journal that cannot be used: names it and why
+    ├── ModelError (ValueError)             a model's file that cannot be used: names it and why
     └── ExecutionError (RuntimeError)       work that did not end as it should
         ├── WorkerDied                      its process died, as often as retries allow
         ├── TimedOut (TimeoutError)         it ran for longer than it was given
@@ -192,6 +193,10 @@ class StoreTooNew(StoreError):
 
 class JournalError(ExoGpuError, RuntimeError):
     """A job's journal is in use, damaged at its head, of another job, or cannot be written."""
+
+
+class ModelError(ExoGpuError, ValueError):
+    """A model's header is truncated, claims what cannot be, or lacks a shard."""
 
 
 class ExecutionError(ExoGpuError, RuntimeError):

@@ -10,6 +10,10 @@ import click
 from exo.gpu.cli.context import files, print_json
 from exo.gpu.cli.main import SUCCESS, complain
 
+# Failed items that are told of: to people, and to programs.
+MOST_FAILURES = 20
+MOST_FAILURES_JSON = 10_000
+
 
 @click.group(
     invoke_without_command=True,
@@ -63,17 +67,20 @@ def show(name: str, plot: Path | None, as_json: bool) -> int:
 
     ID is the job's id or a part of it, its name, the file of --joblog, a journal, or 'last'.
     """
+    import msgspec
+
     from exo.gpu.cli.jobs_view import job_page
-    from exo.gpu.coordination.jobs import find_journal, story_of
+    from exo.gpu.coordination.jobs import failures_of, find_journal, story_of
 
     path = find_journal(os.environ, name)
     story = story_of(path)
     if plot is not None:
         _draw(path, plot)
     if as_json:
-        print_json(story.to_dict())
+        failed = [msgspec.structs.asdict(one) for one in failures_of(path, MOST_FAILURES_JSON)]
+        print_json(story.to_dict() | {"failures": failed})
     else:
-        click.echo(job_page(story))
+        click.echo(job_page(story, failures_of(path, MOST_FAILURES)))
     return SUCCESS
 
 
