@@ -32,6 +32,8 @@ _ROUNDS = 20_000
 """Of the search, where no time is given: a second for a hundred jobs in three pools."""
 _HOT, _COLD = 0.03, 0.005
 """Temperatures at the start and the end, in multiples of the bound; twice and half are as good."""
+_CYCLES = 5
+"""Times that it begins anew: some of them freeze where two long gangs stand in one another's way."""
 _AIM = 0.6
 """How far from the bound to the best makespan the target lies; tried from 0.3 to 0.9."""
 _EXCHANGED = 0.75
@@ -169,15 +171,19 @@ class _Search:
 
     def run(self, part: Callable[[int], float]) -> None:
         """Take steps until ``part``, of the budget used after so many steps, is 1."""
-        step = 0
-        hot, cold = _HOT * self.bound, _COLD * self.bound
+        step = cycle = 0
+        first = [list(jobs) for jobs in self.order]
         while self.makespan > self.bound * (1 + _NEAR) and (used := part(step)) < 1:
             step += 1
+            if int(used * _CYCLES) > cycle:
+                cycle = int(used * _CYCLES)
+                self.order = [list(jobs) for jobs in first]
+                self._aim()
             changed = self._step()
             ends = {pool: self.ends_of(pool, jobs) for pool, jobs in changed.items()}
             late = {pool: self._late(found) for pool, found in ends.items()}
             worse = sum(late[pool] - self.late[pool] for pool in changed)
-            heat = hot * (cold / hot) ** used
+            heat = self.bound * _HOT * (_COLD / _HOT) ** (used * _CYCLES - cycle)
             if worse > 0 and self._lot() >= math.exp(-worse / heat):
                 continue
             for pool, jobs in changed.items():
