@@ -146,9 +146,7 @@ def take_over(
 def split_equally(costs: list[float], overhead: float) -> float:
     """The makespan of as many items for each device, handed over once."""
     count = len(SPEEDS)
-    return max(
-        overhead + sum(costs[number::count]) / speed for number, speed in enumerate(SPEEDS)
-    )
+    return max(overhead + sum(costs[number::count]) / speed for number, speed in enumerate(SPEEDS))
 
 
 def of_case(case: str, runs: list[tuple[float, float, float, int]]) -> list[Result]:

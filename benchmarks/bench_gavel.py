@@ -94,7 +94,9 @@ def planned(
         options.solution.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     value = makespan / plan.bound
     return [
-        Result(f"makespan, h ({name})", makespan, peer, name, "", value, MAKESPAN_TARGET, "lower", 1)
+        Result(
+            f"makespan, h ({name})", makespan, peer, name, "", value, MAKESPAN_TARGET, "lower", 1
+        )
         for name, peer in greedy.items()
     ]
 
@@ -112,7 +114,8 @@ def hidden(
         def tell(predictor: SpeedPredictor = predictor) -> list[list[float]]:
             return [
                 [
-                    hours_of(job, foretold(predictor, job, gpu)) if hours[at][pool] < math.inf
+                    hours_of(job, foretold(predictor, job, gpu))
+                    if hours[at][pool] < math.inf
                     else math.inf
                     for pool, gpu in enumerate(gpus)
                 ]
@@ -128,22 +131,44 @@ def hidden(
         print(f"  a tenth hidden, seed {seed}: {ratios[-1]:.3f} x the bound")
     mean, name = fmean(ratios), "the LP bound of the true table"
     return [
-        Result("a tenth hidden: x bound", mean, 1.0, name, "", mean, HIDDEN_TARGET, "lower",
-               len(ratios)),
-        Result("a tenth hidden: worst seed", max(ratios), 1.0, name, "", max(ratios),
-               HIDDEN_TARGET, "lower", len(ratios)),
+        Result(
+            "a tenth hidden: x bound",
+            mean,
+            1.0,
+            name,
+            "",
+            mean,
+            HIDDEN_TARGET,
+            "lower",
+            len(ratios),
+        ),
+        Result(
+            "a tenth hidden: worst seed",
+            max(ratios),
+            1.0,
+            name,
+            "",
+            max(ratios),
+            HIDDEN_TARGET,
+            "lower",
+            len(ratios),
+        ),
     ]
 
 
 def foretold(predictor: SpeedPredictor, job: GavelJob, gpu: str) -> float:
-    """Steps a second, by what is known so far."""
+    """Steps a second: what was seen there, else the slow end of the range.
+
+    A job that cannot be moved once it has begun costs more where it is slower than foretold than
+    it gains where it is faster.
+    """
     forecast = predictor.predict(job.kind, gpu)
-    return 1 / forecast.seconds if forecast is not None else 0.0
+    if forecast is None:
+        return 0.0
+    return 1 / (forecast.seconds if forecast.samples else forecast.high_seconds)
 
 
-def counted_anew(
-    pools: Any, starts: Any, hours: list[list[float]], gangs: list[int]
-) -> float:
+def counted_anew(pools: Any, starts: Any, hours: list[list[float]], gangs: list[int]) -> float:
     """The makespan of a plan, from where and when alone; exits where a pool is over-committed."""
     ends = [start + hours[at][pools[at]] for at, start in enumerate(starts)]
     for pool, count in enumerate(CLUSTER.values()):
@@ -161,9 +186,7 @@ def earliest_completion(
     """Each job goes where it ends first, in the order given."""
     free = [[0.0] * count for count in counts]
     for job in order:
-        ends = {
-            pool: free[pool][gangs[job] - 1] + hours[job][pool] for pool in range(len(counts))
-        }
+        ends = {pool: free[pool][gangs[job] - 1] + hours[job][pool] for pool in range(len(counts))}
         pool = min(ends, key=lambda one: ends[one])
         free[pool] = sorted([*free[pool][gangs[job] :], *[ends[pool]] * gangs[job]])
     return max(max(pool) for pool in free)

@@ -70,7 +70,9 @@ def polished(seen: Table) -> Callable[[str, str], float]:
         for kind, speeds in _by_task(seen).items():
             tasks[kind] = median(levels[kind, gpu] - factors[gpu] for gpu in speeds)
         for gpu in gpus:
-            factors[gpu] = median(levels[cell] - tasks[cell[0]] for cell in levels if cell[1] == gpu)
+            factors[gpu] = median(
+                levels[cell] - tasks[cell[0]] for cell in levels if cell[1] == gpu
+            )
     return lambda kind, gpu: math.exp(tasks[kind] + factors[gpu])
 
 
@@ -113,7 +115,14 @@ def _results(means: dict[str, float], coverage: float, seeds: int) -> list[Resul
     for name, target, better in (("at least", low, "higher"), ("at most", high, "lower")):
         rows.append(
             Result(
-                f"90 % ranges hold {name}", coverage, 0.9, "nominal", "", coverage, target, better,
+                f"90 % ranges hold {name}",
+                coverage,
+                0.9,
+                "nominal",
+                "",
+                coverage,
+                target,
+                better,
                 seeds,
             )
         )

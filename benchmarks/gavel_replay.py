@@ -6,7 +6,7 @@ import heapq
 import math
 from collections.abc import Callable
 
-from exo.gpu.scheduling.gang_assignment import assign_gangs
+from exo.gpu.scheduling.gang_assignment import GangPlan, assign_gangs
 
 # A job that took so much longer or shorter than foretold is a surprise; below it a plan holds.
 SURPRISE = 0.05
@@ -27,7 +27,7 @@ def replay(
     ``rounds`` are those of the first plan, and of each one after a surprise.
     """
     told = tell()
-    order = [list(jobs) for jobs in assign_gangs(told, gangs, counts, rounds=rounds[0]).order]
+    order = by_start(assign_gangs(told, gangs, counts, rounds=rounds[0]))
     free, now = list(counts), 0.0
     running: list[tuple[float, int, int, float]] = []  # end, job, pool, foretold end
     while True:
@@ -49,11 +49,18 @@ def replay(
             ready = [[0.0] * count for count in free]
             for _, other, place, end in running:
                 ready[place] += [max(end - now, 0.0)] * gangs[other]
+            place_of = {job: at for at, job in enumerate(waiting)}
             plan = assign_gangs(
                 [told[one] for one in waiting],
                 [gangs[one] for one in waiting],
                 counts,
                 ready=ready,
+                order=[[place_of[job] for job in jobs] for jobs in order],
                 rounds=rounds[1],
             )
-            order = [[waiting[at] for at in jobs] for jobs in plan.order]
+            order = [[waiting[at] for at in jobs] for jobs in by_start(plan)]
+
+
+def by_start(plan: GangPlan) -> list[list[int]]:
+    """The jobs of each pool as they begin: small ones pass a gang that waits for enough devices."""
+    return [sorted(jobs, key=lambda job: plan.starts[job]) for jobs in plan.order]

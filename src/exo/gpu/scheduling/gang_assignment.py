@@ -64,6 +64,7 @@ def assign_gangs(
     counts: Sequence[int],
     *,
     ready: Sequence[Sequence[float]] | None = None,
+    order: Sequence[Sequence[int]] | None = None,
     rounds: int | None = None,
     seconds: float | None = None,
     clock: Callable[[], float] | None = None,
@@ -73,7 +74,8 @@ def assign_gangs(
 
     ``costs`` is a matrix, jobs x pools: how long the whole gang runs there, infinity where it does
     not fit. ``sizes`` is how many devices each job takes, ``counts`` how many each pool has, and
-    ``ready`` when each device of each pool is free, 0 by default. With ``seconds`` and a ``clock``
+    ``ready`` when each device of each pool is free, 0 by default. ``order`` is a plan to begin with,
+    such as one that was made before something turned out otherwise. With ``seconds`` and a ``clock``
     to count them it stops then, else after ``rounds``, and the same lots give the same plan.
 
     Raises:
@@ -95,7 +97,7 @@ def assign_gangs(
         ends = max((max(pool) for pool in free), default=0.0)
         nowhere, never = (NOWHERE,) * len(times), (math.nan,) * len(times)
         return GangPlan(nowhere, never, tuple(() for _ in counts), ends, ends)
-    search = _Search(times, list(sizes), free, placed, lots or fixed_lots())
+    search = _Search(times, list(sizes), free, placed, lots or fixed_lots(), order)
     if seconds is not None and clock is not None:
         until = clock() + seconds
         search.run(lambda _: 1 - (until - clock()) / max(seconds, 1e-9))
@@ -110,9 +112,22 @@ def _free(ready: Sequence[Sequence[float]] | None, counts: Sequence[int]) -> lis
         return [[0.0] * count for count in counts]
     if [len(pool) for pool in ready] != list(counts):
         raise InvalidValue("ready", ready, f"a time for each device of pools of {list(counts)}")
-    return [
-        sorted(check_row(f"ready[{at}]", pool).tolist()) for at, pool in enumerate(ready)
-    ]
+    return [sorted(check_row(f"ready[{at}]", pool).tolist()) for at, pool in enumerate(ready)]
+
+
+def _checked(
+    order: Sequence[Sequence[int]], times: NDArray[np.float64], placed: NDArray[np.int64]
+) -> list[list[int]]:
+    named = [job for jobs in order for job in jobs]
+    if len(order) != times.shape[1] or sorted(named) != placed.tolist():
+        raise InvalidValue(
+            "order", order, "each job that fits somewhere once, a list for each pool"
+        )
+    for pool, jobs in enumerate(order):
+        for job in jobs:
+            if not math.isfinite(times[job, pool]):
+                raise InvalidValue(f"order[{pool}]", job, "a job that fits there")
+    return [list(jobs) for jobs in order]
 
 
 class _Search:
@@ -129,18 +144,18 @@ class _Search:
         free: list[list[float]],
         placed: NDArray[np.int64],
         lots: Lots,
+        order: Sequence[Sequence[int]] | None,
     ) -> None:
         self.times, self.sizes, self.free = times.tolist(), sizes, free
         self.count, self.lots = len(times), lots
         self.drawn: list[float] = []
         areas = times[placed] * np.array(sizes)[placed, None] / [len(pool) for pool in free]
         begun = np.array([sum(pool) / len(pool) for pool in free])
-        first = assign(areas, ready=begun, lots=lots, solver=False)
-        self.order: list[list[int]] = [[] for _ in free]
-        for job, pool in zip(placed.tolist(), first.places.tolist(), strict=True):
-            self.order[pool].append(job)
-        for pool, jobs in enumerate(self.order):
-            jobs.sort(key=lambda job: (-sizes[job], -self.times[job][pool], job))
+        self.order = (
+            self._constructed(areas, begun, placed)
+            if order is None
+            else _checked(order, times, placed)
+        )
         self.best = [list(jobs) for jobs in self.order]
         ends = [self.ends_of(pool, jobs)[-1] for pool, jobs in enumerate(self.order)]
         self.makespan = max(ends)
@@ -150,9 +165,19 @@ class _Search:
         self.late: list[float] = []
         self._aim()
 
-    def ends_of(
-        self, pool: int, jobs: list[int], starts: list[float] | None = None
-    ) -> list[float]:
+    def _constructed(
+        self, areas: NDArray[np.float64], begun: NDArray[np.float64], placed: NDArray[np.int64]
+    ) -> list[list[int]]:
+        """Pools by the area of the jobs, and in each the wide and the long ones first."""
+        places = assign(areas, ready=begun, lots=self.lots, solver=False).places
+        order: list[list[int]] = [[] for _ in self.free]
+        for job, pool in zip(placed.tolist(), places.tolist(), strict=True):
+            order[pool].append(job)
+        for pool, jobs in enumerate(order):
+            jobs.sort(key=lambda job: (-self.sizes[job], -self.times[job][pool], job))
+        return order
+
+    def ends_of(self, pool: int, jobs: list[int], starts: list[float] | None = None) -> list[float]:
         """When each device ends, in order; each job begins as soon as enough devices are free."""
         free = list(self.free[pool])
         times, sizes = self.times, self.sizes
