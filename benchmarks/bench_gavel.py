@@ -105,29 +105,14 @@ def hidden(
     jobs: list[GavelJob], hours: list[list[float]], table: Table, options: argparse.Namespace
 ) -> list[Result]:
     """A tenth of the table is hidden and foretold; the bound is that of the true table."""
-    gangs, counts, gpus = [job.gang for job in jobs], list(CLUSTER.values()), tuple(CLUSTER)
+    gangs, counts = [job.gang for job in jobs], list(CLUSTER.values())
     bound = assign_gangs(hours, gangs, counts, rounds=0).bound
     ratios: list[float] = []
     for seed in range(options.seeds):
-        predictor = learned(table, hide(table, HIDDEN, seed))
-
-        def tell(predictor: SpeedPredictor = predictor) -> list[list[float]]:
-            return [
-                [
-                    hours_of(job, foretold(predictor, job, gpu))
-                    if hours[at][pool] < math.inf
-                    else math.inf
-                    for pool, gpu in enumerate(gpus)
-                ]
-                for at, job in enumerate(jobs)
-            ]
-
-        def learn(at: int, pool: int, predictor: SpeedPredictor = predictor) -> None:
-            seconds = hours[at][pool] * HOUR_SECONDS
-            predictor.learn(jobs[at].kind, gpus[pool], seconds / jobs[at].steps)
-
+        kept_back = hide(table, HIDDEN, seed)
+        book = Book(jobs, hours, learned(table, kept_back), kept_back)
         rounds = options.rounds // 4, options.replans
-        ratios.append(replay(hours, gangs, counts, tell, learn, rounds) / bound)
+        ratios.append(replay(hours, gangs, counts, book.tell, book.learn, rounds=rounds) / bound)
         print(f"  a tenth hidden, seed {seed}: {ratios[-1]:.3f} x the bound")
     mean, name = fmean(ratios), "the LP bound of the true table"
     return [
@@ -156,16 +141,43 @@ def hidden(
     ]
 
 
-def foretold(predictor: SpeedPredictor, job: GavelJob, gpu: str) -> float:
-    """Steps a second: what was seen there, else the slow end of the range.
+class Book:
+    """Hours by what is known so far: what was measured, and forecasts of the rest."""
 
-    A job that cannot be moved once it has begun costs more where it is slower than foretold than
-    it gains where it is faster.
-    """
-    forecast = predictor.predict(job.kind, gpu)
-    if forecast is None:
-        return 0.0
-    return 1 / (forecast.seconds if forecast.samples else forecast.high_seconds)
+    def __init__(
+        self,
+        jobs: list[GavelJob],
+        hours: list[list[float]],
+        predictor: SpeedPredictor,
+        kept_back: list[tuple[str, str]],
+    ) -> None:
+        self.jobs, self.hours, self.predictor = jobs, hours, predictor
+        self.unknown = set(kept_back)
+
+    def tell(self) -> list[list[float]]:
+        """Hours of each job in each pool; what does not fit is known from its memory."""
+        return [
+            [self.hours_told(at, pool, gpu) for pool, gpu in enumerate(CLUSTER)]
+            for at in range(len(self.jobs))
+        ]
+
+    def hours_told(self, at: int, pool: int, gpu: str) -> float:
+        """As measured; else the late end of the range.
+
+        A job that cannot be moved once it has begun costs more where it is slower than foretold
+        than it gains where it is faster.
+        """
+        job, true = self.jobs[at], self.hours[at][pool]
+        if (job.kind, gpu) not in self.unknown or true == math.inf:
+            return true
+        forecast = self.predictor.predict(job.kind, gpu)
+        return math.inf if forecast is None else hours_of(job, 1 / forecast.high_seconds)
+
+    def learn(self, at: int, pool: int) -> None:
+        """A job has ended there."""
+        job, gpu = self.jobs[at], list(CLUSTER)[pool]
+        self.unknown.discard((job.kind, gpu))
+        self.predictor.learn(job.kind, gpu, self.hours[at][pool] * HOUR_SECONDS / job.steps)
 
 
 def counted_anew(pools: Any, starts: Any, hours: list[list[float]], gangs: list[int]) -> float:

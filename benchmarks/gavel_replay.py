@@ -20,6 +20,7 @@ def replay(
     counts: list[int],
     tell: Callable[[], Matrix],
     learn: Callable[[int, int], None],
+    *,
     rounds: tuple[int, int],
 ) -> float:
     """The makespan where ``tell`` foretells all times, and ``learn`` hears of a job that ended.

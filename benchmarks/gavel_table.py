@@ -1,4 +1,4 @@
-"""Gavel's tables as its repository has them: measured speeds of jobs on GPUs, and traces of jobs."""
+"""Gavel's tables as its repository has them: measured speeds of jobs, and traces of jobs."""
 
 from __future__ import annotations
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from exo.gpu.vocabulary.request import Request
 
+AUTO = "auto"
+"""For the memory that was learned of a kind of work."""
+
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
 
@@ -33,6 +36,11 @@ def size(ctx: click.Context, option: click.Parameter, text: str | None) -> int |
     except InvalidValue as error:
         raise click.UsageError(str(error), ctx) from None
     return parsed
+
+
+def size_or_auto(ctx: click.Context, option: click.Parameter, text: str | None) -> int | str | None:
+    """As :func:`size`, or ``auto``; a click callback."""
+    return AUTO if text == AUTO else size(ctx, option, text)
 
 
 def duration(ctx: click.Context, option: click.Parameter, text: str | None) -> float | None:
@@ -164,10 +172,16 @@ _REQUEST_OPTIONS = (
     ),
     click.option(
         "--memory",
-        callback=size,
+        callback=size_or_auto,
         metavar="SIZE",
-        help="Device memory needed in total, such as 8GiB, 8GB or 500MiB; without it, one of the "
-        "device's slots is taken instead.",
+        help="Device memory needed in total, such as 8GiB, 8GB or 500MiB; 'auto' for what work of "
+        "this kind was seen to take; without it, one of the device's slots is taken instead.",
+    ),
+    click.option(
+        "--kind",
+        metavar="TEXT",
+        help="What kind of work it is, to learn and to tell its time and memory by; else its own "
+        "words.",
     ),
     click.option(
         "--share",
@@ -293,7 +307,8 @@ _REQUEST_OPTIONS = (
         shell_complete=_completing(_policy_names),
         metavar="NAME",
         help="How devices are weighed: balanced (the default, unless another is set), fastest, "
-        "coolest, pack, spread, fragmentation, efficient, or one that a package brings.",
+        "coolest, pack, spread, fragmentation, efficient, soonest (by what was learned of --kind), "
+        "or one that a package brings.",
     ),
 )
 
@@ -369,6 +384,8 @@ def make_request(holder: str, options: dict[str, Any]) -> Request:
         if name in Request.__struct_fields__
         and not (value is None or value is False or value == ())
     }
+    if given.get("memory_bytes") == AUTO:
+        given |= _learned_memory(given.get("kind", ""))
     base: Request | None = options.get("base")
     if base is None:
         if "policy" not in given:
@@ -377,3 +394,28 @@ def make_request(holder: str, options: dict[str, Any]) -> Request:
             given["policy"] = default_policy(os.environ)
         return Request(holder=holder, **given)
     return replace(base, holder=base.holder or holder, **given)
+
+
+def _learned_memory(kind: str) -> dict[str, Any]:
+    """The fields of a request for the memory that a kind of work was seen to take.
+
+    Raises:
+        UsageError: without a kind, or where nothing was seen of it.
+
+    """
+    import os
+
+    from exo.gpu.nodes.experience import Experience, experience_path
+    from exo.gpu.vocabulary.units import format_size
+
+    if not kind:
+        raise click.UsageError("--memory auto: of what kind of work? say it with --kind")
+    advice = Experience(experience_path(os.environ)).advice(kind)
+    if advice is None:
+        raise click.UsageError(
+            f"--memory auto: nothing was seen yet of the kind {kind!r}; "
+            "'exo-gpu run' learns it where the driver tells the memory of processes"
+        )
+    runs = "1 run" if advice.samples == 1 else f"{advice.samples} runs"
+    basis = f"learned: 99 % of {runs} took {format_size(advice.seen_bytes)} at most, and a margin"
+    return {"memory_bytes": advice.advised_bytes, "memory_basis": basis}

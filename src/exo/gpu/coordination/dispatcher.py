@@ -18,6 +18,7 @@ from exo.gpu.coordination.feeding import Feeder
 from exo.gpu.coordination.items import Job
 from exo.gpu.coordination.map_run import MapRun
 from exo.gpu.coordination.open_slots import OpenSlots
+from exo.gpu.coordination.outcomes_learned import OutcomesLearned
 from exo.gpu.coordination.picky_jobs import PickyJobs
 from exo.gpu.coordination.tries import Tries
 from exo.gpu.execution.successes import Successes
@@ -138,7 +139,10 @@ class Dispatcher:
             raise
         self.left_out = self._pool.left_out
         self._slots = self._pool.live
-        self._feeder = Feeder(node, self._scheduler, self._wants, self.numbers, self._slots)
+        self._learned = OutcomesLearned(requests[0].kind)
+        self._feeder = Feeder(
+            node, self._scheduler, self._wants, self.numbers, self._slots, learned=self._learned
+        )
         self._sent = self._feeder.jobs
         self._tries = Tries(self._endings, self._pool, self._feeder, self._scheduler, self._picky)
         self._starting = set(self._slots)
@@ -220,6 +224,7 @@ class Dispatcher:
         broken = f"the executor broke: {self._failure!r}"
         self._end_all(broken if self._failure else "the executor was shut down before it ended")
         self.started.set()
+        self._learned.keep()
         if self._own_node:
             self._node.close()
 
@@ -272,6 +277,7 @@ class Dispatcher:
         self._feeder.unfold(sent, [outcome.item for outcome in outcomes])
         for outcome in outcomes:
             sent.heard(1)
+            sent.failed = sent.failed or outcome.ending is not Ending.SUCCEEDED
             self._tries.ended(outcome, slot)
 
     def _items_recalled(self, event: SlotRecalled) -> None:

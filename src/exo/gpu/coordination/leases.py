@@ -11,6 +11,7 @@ import msgspec
 from exo.gpu.coordination.slots import refusal, tell_remarks
 from exo.gpu.coordination.wishes import GangWishes, request_of
 from exo.gpu.execution.pinning import apply_changes
+from exo.gpu.nodes.foresight import SOONEST, foresight
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.nodes.policies import policies_for
 from exo.gpu.scheduling.selector import select
@@ -44,6 +45,9 @@ def decide(request: Request, *, node: LocalNode | None = None) -> tuple[Decision
         with LocalNode() as opened:
             return decide(request, node=opened)
     snapshot = node.snapshot(others=request.exclusive)
+    if request.policy == SOONEST:
+        devices = [state.device for state in snapshot.devices]
+        snapshot = foresight(request, devices, os.environ)(snapshot)
     decision = select(snapshot, request, policies=policies_for(request))
     tell_remarks(decision)
     return decision, snapshot

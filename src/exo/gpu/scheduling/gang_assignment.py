@@ -33,7 +33,7 @@ _ROUNDS = 20_000
 _HOT, _COLD = 0.03, 0.005
 """Temperatures at the start and the end, in multiples of the bound; twice and half are as good."""
 _CYCLES = 5
-"""Times that it begins anew: some of them freeze where two long gangs stand in one another's way."""
+"""Times that it begins anew: some freeze where two long gangs stand in one another's way."""
 _AIM = 0.6
 """How far from the bound to the best makespan the target lies; tried from 0.3 to 0.9."""
 _EXCHANGED = 0.75
@@ -74,9 +74,10 @@ def assign_gangs(
 
     ``costs`` is a matrix, jobs x pools: how long the whole gang runs there, infinity where it does
     not fit. ``sizes`` is how many devices each job takes, ``counts`` how many each pool has, and
-    ``ready`` when each device of each pool is free, 0 by default. ``order`` is a plan to begin with,
-    such as one that was made before something turned out otherwise. With ``seconds`` and a ``clock``
-    to count them it stops then, else after ``rounds``, and the same lots give the same plan.
+    ``ready`` when each device of each pool is free, 0 by default. ``order`` is a plan to begin
+    with, such as one that was made before something turned out otherwise. With ``seconds`` and a
+    ``clock`` to count them it stops then, else after ``rounds``, and the same lots give the same
+    plan.
 
     Raises:
         InvalidValue: for costs that are ragged, NaN, negative or infinite everywhere, a size or
@@ -97,7 +98,7 @@ def assign_gangs(
         ends = max((max(pool) for pool in free), default=0.0)
         nowhere, never = (NOWHERE,) * len(times), (math.nan,) * len(times)
         return GangPlan(nowhere, never, tuple(() for _ in counts), ends, ends)
-    search = _Search(times, list(sizes), free, placed, lots or fixed_lots(), order)
+    search = _Search(times, list(sizes), free, lots or fixed_lots(), order)
     if seconds is not None and clock is not None:
         until = clock() + seconds
         search.run(lambda _: 1 - (until - clock()) / max(seconds, 1e-9))
@@ -142,13 +143,13 @@ class _Search:
         times: NDArray[np.float64],
         sizes: list[int],
         free: list[list[float]],
-        placed: NDArray[np.int64],
         lots: Lots,
         order: Sequence[Sequence[int]] | None,
     ) -> None:
         self.times, self.sizes, self.free = times.tolist(), sizes, free
         self.count, self.lots = len(times), lots
         self.drawn: list[float] = []
+        placed = np.flatnonzero(np.isfinite(times).any(axis=1))
         areas = times[placed] * np.array(sizes)[placed, None] / [len(pool) for pool in free]
         begun = np.array([sum(pool) / len(pool) for pool in free])
         self.order = (
@@ -161,7 +162,7 @@ class _Search:
         self.makespan = max(ends)
         longest = max(min(self.times[job]) for job in placed.tolist())
         relaxed = relax(areas, begun, max(self.makespan, 1e-300) * (1 + _NEAR))
-        self.bound = max(relaxed.bound, longest, max(pool[-1] for pool in free))
+        self.bound = max(relaxed.bound, longest, *(pool[-1] for pool in free))
         self.late: list[float] = []
         self._aim()
 
@@ -170,7 +171,7 @@ class _Search:
     ) -> list[list[int]]:
         """Pools by the area of the jobs, and in each the wide and the long ones first."""
         places = assign(areas, ready=begun, lots=self.lots, solver=False).places
-        order: list[list[int]] = [[] for _ in self.free]
+        order = [list[int]() for _ in self.free]
         for job, pool in zip(placed.tolist(), places.tolist(), strict=True):
             order[pool].append(job)
         for pool, jobs in enumerate(order):

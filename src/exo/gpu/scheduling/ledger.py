@@ -167,6 +167,7 @@ def lease_for(
         used_before_bytes=used_before(state, snapshot),
         expected_seconds=request.expected_seconds,
         holder=request.holder,
+        kind=request.kind,
     )
 
 

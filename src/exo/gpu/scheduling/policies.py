@@ -37,6 +37,7 @@ TIE_WEIGHT = 0.005
 HALF_SPEED_GFLOPS = 10_000.0
 HALF_EFFICIENCY_GFLOPS_PER_WATT = 50.0
 HALF_FREE_BYTES = 2.0**30
+HALF_FINISH_SECONDS = 60.0
 # Every GPU has shut itself down well before.
 HOTTEST_CELSIUS = 120.0
 
@@ -191,6 +192,25 @@ def _quiet_words(facts: Facts, value: float | None) -> str:
     return f"{count} {'lease' if count == 1 else 'leases'}"
 
 
+def _sooner(facts: Facts) -> float | None:
+    finish = facts.state.finish
+    return None if finish is None else HALF_FINISH_SECONDS / (HALF_FINISH_SECONDS + finish.seconds)
+
+
+def _sooner_words(facts: Facts, value: float | None) -> str:
+    finish = facts.state.finish
+    if value is None or finish is None:
+        return "nothing like it was seen, or its kind was not said"
+    parts = (
+        f"wait {finish.wait_seconds:.3g} s",
+        f"load {finish.load_seconds:.3g} s",
+        f"run {finish.run.seconds:.3g} s",
+    )
+    ranged = f"done in {finish.seconds:.3g} s, nine times of ten within"
+    words = f"{ranged} {finish.low_seconds:.3g}..{finish.high_seconds:.3g}: {' + '.join(parts)}"
+    return "; ".join(filter(None, (words, finish.run.basis, *finish.notes)))
+
+
 def _watts(facts: Facts) -> float | None:
     limit = facts.sample.power_limit_watts
     return limit if limit else facts.sample.power_watts
@@ -238,6 +258,7 @@ _PRESETS = (
         terms=((Figure("fit", _fit, _fit_words), TIE_WEIGHT),),
         asking=(_losses,),
     ),
+    Policy(name="soonest", terms=((Figure("finish", _sooner, _sooner_words), 1.0),)),
     Policy(name="efficient", terms=((Figure("work", _efficiency, _efficiency_words), 1.0),)),
 )
 

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from exo.gpu.scheduling.prediction_relations import UNSEEN, Cell, Field, Traits, family_of
-from exo.gpu.scheduling.prediction_tracks import Track
+from exo.gpu.scheduling.prediction_tracks import Lesson, Track
 from exo.gpu.vocabulary.forecast import COVERED, Forecast
 
 if TYPE_CHECKING:
@@ -35,14 +35,6 @@ _TELLING = 20
 
 # The newest cells that are compared: some tens of milliseconds, once after something was learned.
 MOST_CELLS = 400
-
-
-class Lesson(msgspec.Struct, kw_only=True):
-    """What was learned of a kind on a device, as it is kept."""
-
-    kind: str
-    device: str
-    track: Track
 
 
 class _Fitted(msgspec.Struct, frozen=True):
@@ -114,13 +106,6 @@ class SpeedPredictor:
         half = fitted.width * math.sqrt(max(left, 0.0) + scatter**2)
         return _forecast(level, half, 0 if track is None else track.samples, self._basis(kind))
 
-    def left_out_errors(self) -> Row:
-        """How far each cell lies from what the others tell of it, in logarithms; may be empty."""
-        fitted = self._fit()
-        if fitted is None:
-            return np.empty(0)
-        return fitted.weights / np.diag(fitted.inverse)
-
     def _basis(self, kind: str) -> str:
         others = sum(cell.kind == kind for cell in self._tracks)
         if others:
@@ -149,7 +134,7 @@ class SpeedPredictor:
         )
         covariance = field.relation(field) + np.diag(noise + UNSEEN)
         middle = float(np.median(levels))
-        inverse = np.linalg.inv(covariance)
+        inverse: NDArray[np.float64] = np.linalg.inv(covariance).astype(np.float64)
         weights = inverse @ (levels - middle)
         return _Fitted(
             field=field,

@@ -93,3 +93,11 @@ class Track(msgspec.Struct, kw_only=True):
         self.level, self.weight = drift.total / drift.count, float(drift.count)
         self.samples = drift.count
         self.slower, self.faster = Drift(), Drift()
+
+
+class Lesson(msgspec.Struct, kw_only=True):
+    """What was learned of a kind on a device, as it is kept."""
+
+    kind: str
+    device: str
+    track: Track

@@ -17,8 +17,8 @@ GROWTH = 2
 # Deaths send what was unreported again item by item, which is dear for more than this.
 MOST_ITEMS = 20_000
 
-# Items before the newest chunk that count beside it, or as many as it has where those are more: a
-# device that throttles is followed within two chunks, and one long item among short ones is no news.
+# Items before the newest chunk that count beside it, or as many as it has where those are more:
+# a throttling device is followed within two chunks, and one long item among short ones is no news.
 ITEMS_REMEMBERED = 15
 
 # Until two chunks have shown how unlike items are, they are taken to differ as exponential ones do.

@@ -36,20 +36,6 @@ class Forecast(WireValue, frozen=True, kw_only=True):
             expected = f"within {self.low_seconds:g}..{self.high_seconds:g}"
             raise InvalidValue("seconds", self.seconds, expected)
 
-    def of_items(self, count: int) -> Forecast:
-        """The same for so many items, one after the other.
-
-        The range grows in proportion: that a device is slower than was told holds for all items.
-        """
-        check_whole("count", count)
-        return Forecast(
-            seconds=self.seconds * count,
-            low_seconds=self.low_seconds * count,
-            high_seconds=self.high_seconds * count,
-            samples=self.samples,
-            basis=self.basis,
-        )
-
 
 class Finish(WireValue, frozen=True, kw_only=True):
     """When work would be done on a device if it were given there now, in seconds from now.

@@ -51,6 +51,8 @@ class Lease(WireValue, frozen=True, kw_only=True):
     """What its processes were last seen to hold; None where nobody looked or nobody tells."""
     seen_pids: tuple[int, ...] = ()
     """Its processes on the driver's list at that time."""
+    kind: str = ""
+    """What kind of work it is for, where that was said."""
 
     def __post_init__(self) -> None:
         """Check the amounts."""

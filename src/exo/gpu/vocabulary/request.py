@@ -91,6 +91,10 @@ class Request(WireValue, frozen=True, kw_only=True):
     expected_seconds: float | None = None
     """How long it will hold its devices, as far as who asks knows: less work stands further in
     front in the line. Nothing ends when the time is over."""
+    kind: str = ""
+    """What kind of work it is: what was learned of this kind tells how long it will take."""
+    memory_basis: str = ""
+    """Where ``memory_bytes`` was not declared but learned: from what, for people."""
 
     def __post_init__(self) -> None:
         """Check every field."""
