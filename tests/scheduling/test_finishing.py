@@ -64,7 +64,7 @@ def test_the_device_where_it_is_done_first_is_chosen():
     assert waiting.devices[0].finish is not None
     assert waiting.devices[0].finish.wait_seconds == pytest.approx(8.0)
     assert select(waiting, asked()).chosen == ("cuda:0",)
-    text = explain(select(waiting, asked()), waiting)
+    text = " ".join(explain(select(waiting, asked()), waiting).split())
     assert "done in 18 s, nine times of ten within 16..21" in text
     assert "wait 8 s + load 0 s + run 10 s" in text
 

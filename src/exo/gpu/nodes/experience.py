@@ -80,7 +80,7 @@ class Experience:
             with contextlib.closing(self._open()) as connection, immediate(connection):
                 _add(connection, ended, time.time() if now is None else now)
         except (StoreError, OSError) as error:
-            logger.warning("what was learned of this work is not kept: %s", error)
+            logger.info("what was learned of this work is not kept: %s", error)
 
     def lessons(self) -> tuple[Lesson, ...]:
         """The speeds, the newest last; none where nothing is kept or the file cannot be read."""
