@@ -79,8 +79,11 @@ COLUMNS |= {
     for name in (
         "scheduling.device_losses",
         "scheduling.fragmentation",
+        "scheduling.gang_assignment",
         "scheduling.machines",
         "scheduling.node_table",
+        "scheduling.prediction",
+        "scheduling.prediction_relations",
         "scheduling.request_mix",
         "simulation.outcome",
         "simulation.placement",
