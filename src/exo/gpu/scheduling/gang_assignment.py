@@ -173,7 +173,7 @@ class _Search:
         places = assign(areas, ready=begun, lots=self.lots, solver=False).places
         order = [list[int]() for _ in self.free]
         for job, pool in zip(placed.tolist(), places.tolist(), strict=True):
-            order[pool].append(job)
+            order[int(pool)].append(job)
         for pool, jobs in enumerate(order):
             jobs.sort(key=lambda job: (-self.sizes[job], -self.times[job][pool], job))
         return order
