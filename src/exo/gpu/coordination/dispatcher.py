@@ -316,6 +316,7 @@ class Dispatcher:
         sent = slot.works.popleft()
         slot.idle_at = time.perf_counter()
         self._feeder.unfold(sent, event.unfinished)
+        self._feeder.let_go_of(sent)
         self._tries.died(event, slot, sent)
 
     def _hand_on(self, chunk: SlotChunk) -> None:
