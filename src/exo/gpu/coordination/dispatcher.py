@@ -124,6 +124,9 @@ class Dispatcher:
         """Numbers of items, for whoever makes jobs."""
         self._closing: _Close | None = None
         self._over = False
+        # Waited for in place of the thread: until Python 3.13 an interrupted join counts as one
+        # that came to its end, and the next one would not wait.
+        self._ended = threading.Event()
         self._door = threading.Lock()  # between adding a job and the end of the last one
         self._problem = ""
         self._failure: BaseException | None = None
@@ -187,6 +190,7 @@ class Dispatcher:
         """
         self._inbox.put(_Close(kill, drop))
         if wait and threading.current_thread() is not self._thread:
+            self._ended.wait()
             self._thread.join()
 
     def _serve(self) -> None:
@@ -206,7 +210,10 @@ class Dispatcher:
             self._failure = error
             raise
         finally:
-            self._leave()
+            try:
+                self._leave()
+            finally:
+                self._ended.set()
 
     def _look_seconds(self) -> float | None:
         """How long to wait for events; None: as long as it takes."""
@@ -315,6 +322,7 @@ class Dispatcher:
         sent = slot.works.popleft()
         slot.idle_at = time.perf_counter()
         self._feeder.unfold(sent, event.unfinished)
+        self._feeder.let_go_of(sent)
         self._tries.died(event, slot, sent)
 
     def _hand_on(self, chunk: SlotChunk) -> None:

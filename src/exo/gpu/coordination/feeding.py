@@ -245,6 +245,10 @@ class Feeder:
         if sent is slot.works[0]:
             slot.idle_at = now
         slot.works.remove(sent)
+        self.let_go_of(sent)
+
+    def let_go_of(self, sent: Sent) -> None:
+        """A work is in no slot's hands any more, and with the last one of a map that map."""
         if sent.span is not None and sent.span.run.is_spent:
             self._runs_over(sent.span.run)
 

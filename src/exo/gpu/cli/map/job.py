@@ -138,17 +138,23 @@ class MapJob:
     def _take(self, run: CommandRun, joblog: Joblog | None) -> None:
         """Print and record what ends, in this order: what is recorded has been printed."""
         printer = Printer(as_json=self._settings.as_json, tag=self._settings.tag)
-        for done in in_order(run) if self._settings.keep_order else run:
+        ended = self._ended(run)
+        for done in in_order(ended) if self._settings.keep_order else ended:
             with self._progress.aside():
                 output_bytes = printer.show(done)
             if joblog is not None:
                 joblog.write(done, output_bytes=output_bytes)
             if self._recording is not None:
                 self._recording.ended(done)
+
+    def _ended(self, run: CommandRun) -> Iterator[CommandDone]:
+        """What ends, as it does: counted, and halted at, whoever has to wait for their turn."""
+        for done in run:
+            yield done
             succeeded = done.outcome.ending is Ending.SUCCEEDED
             self._progress.count(done.index, done.device_id, succeeded=succeeded)
             if self._stops(run, done):
-                break
+                return
 
     def _stops(self, run: CommandRun, done: CommandDone) -> bool:
         """Whether nothing more is looked at; where only nothing begins any more, it is not."""
