@@ -20,6 +20,7 @@ from exo.gpu.coordination.map_run import MapRun
 from exo.gpu.coordination.open_slots import OpenSlots
 from exo.gpu.coordination.outcomes_learned import OutcomesLearned
 from exo.gpu.coordination.picky_jobs import PickyJobs
+from exo.gpu.coordination.slots import common_request
 from exo.gpu.coordination.tries import Tries
 from exo.gpu.execution.successes import Successes
 from exo.gpu.scheduling.retry import RetryPolicy
@@ -27,8 +28,6 @@ from exo.gpu.scheduling.scheduler import PullScheduler
 from exo.gpu.vocabulary.errors import ExecutorClosed, WorkerDied
 from exo.gpu.vocabulary.job import (
     Ending,
-    Outcome,
-    SlotAcknowledged,
     SlotChunk,
     SlotDied,
     SlotEvent,
@@ -62,10 +61,6 @@ class _Close(msgspec.Struct, frozen=True):
 
 class _Cancel(msgspec.Struct, frozen=True):
     item: int
-
-
-class _Nudge(msgspec.Struct, frozen=True):
-    """What can be sent next has changed."""
 
 
 class Dispatcher:
@@ -109,7 +104,7 @@ class Dispatcher:
         self._own_node = own_node
         retry = retry or RetryPolicy(max_attempts=max_attempts)
         self._scheduler = PullScheduler(max_attempts=retry.max_attempts)
-        self._inbox: queue.SimpleQueue[Entries | SlotEvent | _Close | _Cancel | _Nudge] = (
+        self._inbox: queue.SimpleQueue[Entries | SlotEvent | _Close | _Cancel | None] = (
             inbox or queue.SimpleQueue()
         )
         self._endings = Endings(
@@ -119,7 +114,7 @@ class Dispatcher:
             on_retry=on_retry,
             on_device_lost=on_device_lost,
         )
-        self._picky = PickyJobs(node, _common(requests))
+        self._picky = PickyJobs(node, common_request(requests))
         self.numbers = Numbers()
         """Numbers of items, for whoever makes jobs."""
         self._closing: _Close | None = None
@@ -181,7 +176,7 @@ class Dispatcher:
 
     def nudge(self) -> None:
         """Look again at what can be sent; returns at once."""
-        self._inbox.put(_Nudge())
+        self._inbox.put(None)
 
     def close(self, *, kill: bool = False, drop: bool = False, wait: bool = True) -> None:
         """End once all jobs have ended, or with ``kill`` now; harmless twice.
@@ -208,6 +203,7 @@ class Dispatcher:
             self._pool.close(kill=kill)
         except BaseException as error:
             self._failure = error
+            self._pool.close(kill=True)
             raise
         finally:
             try:
@@ -240,7 +236,7 @@ class Dispatcher:
             return False
         return self._closing.kill or not self._feeder.has_work
 
-    def _handle(self, event: Entries | SlotEvent | _Close | _Cancel | _Nudge) -> None:
+    def _handle(self, event: Entries | SlotEvent | _Close | _Cancel | None) -> None:
         match event:
             case list():
                 self._feeder.add(event)
@@ -248,8 +244,8 @@ class Dispatcher:
                 self._close_soon(event)
             case _Cancel():
                 self._cancel(event.item)
-            case _Nudge():
-                pass
+            case None:
+                pass  # what can be sent next has changed
             case _:
                 self._hear(event)
 
@@ -269,8 +265,6 @@ class Dispatcher:
                 self._slot_failed(event)
             case SlotChunk():
                 self._hand_on(event)
-            case SlotAcknowledged():
-                pass
 
     def _items_ended(self, event: SlotOutcomes) -> None:
         slot, outcomes = self._slots.get(event.slot_id), event.outcomes
@@ -303,7 +297,7 @@ class Dispatcher:
         kill = event.kill or (self._closing is not None and self._closing.kill)
         self._closing = _Close(kill, event.drop)
         if event.drop:
-            self._feeder.keep(_begin)
+            self._feeder.keep(Job.wanted)
 
     def _slot_started(self, number: int) -> None:
         slot = self._slots.get(number)
@@ -346,7 +340,11 @@ class Dispatcher:
     def _slot_failed(self, event: SlotFailed) -> None:
         device = self._pool.devices[event.slot_id]
         self._problem = f"{device.device_id}: {event.reason}"
-        logger.warning("a slot of %s is given up: %s", device.device_id, _last_line(event.reason))
+        logger.warning(
+            "a slot of %s is given up: %s",
+            device.device_id,
+            event.reason.strip().rpartition("\n")[2],
+        )
         self._scheduler.close_slot(event.slot_id)
         slot = self._slots[event.slot_id]
         for number, sent in enumerate(reversed(slot.works)):
@@ -377,7 +375,7 @@ class Dispatcher:
 
     def _wants(self, job: Job) -> bool:
         """Whether a job is still to run; its end is told where it was cancelled meanwhile."""
-        if not _begin(job):
+        if not job.wanted():
             return False
         if job.cancelled:
             self._tries.withdraw(job)
@@ -394,29 +392,8 @@ class Dispatcher:
             self._tries.give_up(changes.hopeless, changes.why)
 
     def _end_all(self, reason: str) -> None:
-        now = time.time()
         self._picky.jobs.clear()
         self._picky.retired.clear()
         jobs = self._feeder.clear(WorkerDied(reason))
-        for job in filter(_begin, jobs):
-            died = Outcome(
-                item=job.item, ending=Ending.DIED, started_at=now, ended_at=now, reason=reason
-            )
-            job.end(died, job)
-
-
-def _common(requests: tuple[Request, ...]) -> Request:
-    """What several requests, for a runtime each, have in common."""
-    first = requests[0]
-    return first if len(requests) == 1 else msgspec.structs.replace(first, runtime=None)
-
-
-def _begin(job: Job) -> bool:
-    """Ask the job once whether it still wants to run."""
-    if not job.begun:
-        job.begun = job.begin()
-    return job.begun
-
-
-def _last_line(text: str) -> str:
-    return text.strip().rpartition("\n")[2]
+        for job in filter(Job.wanted, jobs):
+            self._tries.withdraw(job, reason, None)

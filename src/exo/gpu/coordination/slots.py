@@ -176,6 +176,12 @@ def _acquire_on(
     return None
 
 
+def common_request(requests: Sequence[Request]) -> Request:
+    """What several requests, for a runtime each, have in common."""
+    first = requests[0]
+    return first if len(requests) == 1 else msgspec.structs.replace(first, runtime=None)
+
+
 def tell_remarks(decision: Decision) -> None:
     """Log what the request names and is not here."""
     for remark in decision.remarks:
