@@ -28,6 +28,7 @@ from exo.gpu.scheduling.scheduler import PullScheduler
 from exo.gpu.vocabulary.errors import ExecutorClosed, WorkerDied
 from exo.gpu.vocabulary.job import (
     Ending,
+    SlotAcknowledged,
     SlotChunk,
     SlotDied,
     SlotEvent,
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.request import Request
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["Dispatcher", "Job"]
 
 Entries = list[Job | MapRun]
 
@@ -265,6 +264,8 @@ class Dispatcher:
                 self._slot_failed(event)
             case SlotChunk():
                 self._hand_on(event)
+            case SlotAcknowledged():
+                pass
 
     def _items_ended(self, event: SlotOutcomes) -> None:
         slot, outcomes = self._slots.get(event.slot_id), event.outcomes
