@@ -38,6 +38,7 @@ COMMANDS = {
     "why": "Say what a waiting command waits for.",
     "config": "Show every setting, and where its value comes from.",
     "watch": "Sample every device over and over.",
+    "serve": "Show this machine to the browser, to Prometheus and to programs.",
     "completion": "Print the completion script for bash, zsh or fish.",
 }
 
