@@ -187,6 +187,7 @@ class Overseer:
         self._recent: dict[str, deque[float | None]] = {}
         self._events: deque[RecentEvent] = deque(maxlen=RECENT_EVENTS)
         self._failures: dict[str, str] = {}
+        self._described: dict[str, tuple[GPUDevice, tuple[str, ...]]] = {}
         self._lists: tuple[ProcessList, ...] = ()
         self._lists_due = 0.0
         self._overview = Overview(notes=("looking for devices",))
@@ -275,6 +276,7 @@ class Overseer:
             took = time.monotonic() - began
             self._lists_due = began + max(_LISTS_SECONDS, _DEAR_SHARE * took)
         jobs, problems = self._jobs.look()
+        self._describe(snapshot)
         self._remember(snapshot, samples)
         overview = Overview(
             taken_at=time.time(),
@@ -320,6 +322,16 @@ class Overseer:
                 samples[event.device_id] = event.sample
         self._events.extend(events)
         return tuple(samples.values()), tuple(events)
+
+    def _describe(self, snapshot: Snapshot) -> None:
+        """Let the samples be grouped by what their devices are."""
+        for state in snapshot.devices:
+            told = state.device, state.settings.labels
+            if self._described.get(state.device.device_id) != told:
+                self._described[state.device.device_id] = told
+                pairs = (label.partition("=") for label in state.settings.labels)
+                labels = {name: value or name for name, _, value in pairs}
+                self.watch.collector.describe(state.device, labels=labels)
 
     def _remember(self, snapshot: Snapshot, samples: Sequence[GPUMetrics]) -> None:
         """One more value for every device that is here, None where it gave none."""

@@ -16,6 +16,7 @@ from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.errors import InvalidValue
 from exo.gpu.vocabulary.health import Cordon, Health
 from exo.gpu.vocabulary.lease import Lease, Waiter
+from exo.gpu.vocabulary.links import Link
 from exo.gpu.vocabulary.metrics import GPUMetrics
 from exo.gpu.vocabulary.process import DeviceUser
 from exo.gpu.vocabulary.request import Request
@@ -123,6 +124,12 @@ class EventList(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[EventView, ...]
     note: str = ""
     """Why earlier ones may be missing."""
+
+
+class LinkList(msgspec.Struct, frozen=True, kw_only=True):
+    """How devices are joined."""
+
+    links: tuple[Link, ...]
 
 
 class ProcessesView(msgspec.Struct, frozen=True, kw_only=True):

@@ -54,6 +54,8 @@ def described(document: dict[str, Any]) -> dict[str, Any]:
     """The document with our errors in the place of Litestar's, and with the stream."""
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas["Problem"] = _PROBLEM
+    if "Question" in schemas:
+        schemas["Question"]["additionalProperties"] = False
     document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{}, {"token": []}]
     problem = {

@@ -18,6 +18,7 @@ from exo.gpu.service.answers import (
     EventList,
     EventView,
     HistoryView,
+    LinkList,
     ProcessesView,
     RecentLoads,
     device_json,
@@ -33,12 +34,23 @@ _JSON = "application/json"
 _LAST_SECOND = 253_402_300_799.0  # the end of the year 9999
 _MOST_METRICS = 12
 
+# Litestar forgets the bounds of what may be left out.
+_SPAN = {"minimum": 0, "maximum": _LAST_SECOND}
+
 Since = Annotated[
     float | None,
-    Parameter(ge=0, le=_LAST_SECOND, description="Unix seconds; an hour ago by default."),
+    Parameter(
+        ge=0,
+        le=_LAST_SECOND,
+        schema_extra=_SPAN,
+        description="Unix seconds; an hour ago by default, of events the beginning.",
+    ),
 ]
 Until = Annotated[
-    float | None, Parameter(ge=0, le=_LAST_SECOND, description="Unix seconds; now by default.")
+    float | None,
+    Parameter(
+        ge=0, le=_LAST_SECOND, schema_extra=_SPAN, description="Unix seconds; now by default."
+    ),
 ]
 
 
@@ -98,7 +110,10 @@ def history(
     device_id: str,
     metric: Annotated[
         list[str] | None,
-        Parameter(description="Readings, each by its field in a sample; some by default."),
+        Parameter(
+            schema_extra={"items": {"enum": SERIES}, "maxItems": _MOST_METRICS},
+            description="Readings, each by its field in a sample; some by default.",
+        ),
     ] = None,
     since: Since = None,
     until: Until = None,
@@ -151,7 +166,9 @@ def processes(overseer: Overseer) -> ProcessesView:
 @get("/aggregates", sync_to_thread=True)
 def aggregates(
     overseer: Overseer,
-    by: Annotated[str, Parameter(description="node, vendor or label.")] = "node",
+    by: Annotated[
+        str, Parameter(schema_extra={"enum": get_args(Grouping)}, description="What makes a group.")
+    ] = "node",
     label: Annotated[str, Parameter(description="Which label, where by is label.")] = "",
 ) -> Aggregates:
     """The newest samples added up, over all devices and over each group of them."""
@@ -162,4 +179,10 @@ def aggregates(
     return Aggregates(total=collector.aggregate(), groups=groups)
 
 
-ROUTES = [devices, device, recent, history, events, processes, aggregates]
+@get("/links", sync_to_thread=False)
+def links(overseer: Overseer) -> LinkList:
+    """How the devices are joined, for each ordered pair of which something is known."""
+    return LinkList(links=overseer.overview.snapshot.links)
+
+
+ROUTES = [links, devices, device, recent, history, events, processes, aggregates]

@@ -103,6 +103,10 @@ def problem_of(error: Exception) -> Problem:
         case InvalidValue():
             fault = FieldError(error.field, _without_field(error))
             return Problem("value", 400, "A value cannot be", str(error), (fault,))
+        case msgspec.ValidationError():
+            return _of_decoding(error)
+        case RecursionError():
+            return Problem("json", 400, "The body is no JSON", "it is nested too deep")
         case NoSuchDevice() | NoSuchJob():
             return Problem("absent", 404, "There is no such thing here", str(error))
         case StoreError() | JournalError():
@@ -140,6 +144,15 @@ def _of_validation(error: ValidationException) -> Problem:
     faults = tuple(_faults(error.extra))
     detail = "; ".join(f"{one.field}: {one.detail}" for one in faults) or str(error.detail)
     return Problem("value", 400, "A value cannot be", detail, faults)
+
+
+def _of_decoding(error: msgspec.ValidationError) -> Problem:
+    own = _cause(error, InvalidValue)
+    if own is not None:
+        return problem_of(own)
+    message, _, path = str(error).partition(" - at `$.")
+    faults = tuple(_faults([{"message": message, "key": path.rstrip("`") or "body"}]))
+    return Problem("value", 400, "A value cannot be", str(error), faults)
 
 
 def _faults(extra: Any) -> Iterator[FieldError]:

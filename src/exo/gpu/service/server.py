@@ -24,6 +24,9 @@ MOST_CONNECTIONS = 512
 # What is being answered when the end comes is finished within this.
 _GRACE_SECONDS = 2
 
+# What waits in the kernel for one client, so that one which reads nothing holds no more.
+_SEND_BUFFER_BYTES = 256 * 1024
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -39,6 +42,7 @@ def listen(host: str, port: int) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         if family is socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listening.bind(address)
