@@ -39,8 +39,9 @@ class JobBoard:
         paths = journals(jobs_folder(self._environ))[:MOST_JOBS]
         self._read = {path: self._look_at(path) for path in paths}
         found = [one for _, one in self._read.values()]
-        self._found = (
-            tuple(one for one in found if isinstance(one, JobSummary)),
+        jobs = {one.job_id: one for one in reversed(found) if isinstance(one, JobSummary)}
+        self._found = (  # a journal that was copied is one job
+            tuple(reversed(jobs.values())),
             tuple(one for one in found if isinstance(one, str)),
         )
         self._due = began + max(LOOK_SECONDS, _DEAR_SHARE * (time.monotonic() - began))

@@ -56,6 +56,9 @@ _DEAR_SHARE = 10.0
 
 _STOP_SECONDS = 1.0
 
+# A sample may come just after an overview, and the next one just before: that is no gap.
+_LATE_CADENCES = 3.0
+
 
 class WatchedNode(Protocol):
     """What an overview asks of a node beside the watch; a machine of this process has it."""
@@ -334,12 +337,16 @@ class Overseer:
                 self.watch.collector.describe(state.device, labels=labels)
 
     def _remember(self, snapshot: Snapshot, samples: Sequence[GPUMetrics]) -> None:
-        """One more value for every device that is here, None where it gave none."""
-        loads = {one.device_id: one.compute_utilization_percent for one in samples}
+        """One more value for every device that is here, None where it gave none of late."""
+        fresh = {one.device_id for one in samples}
         here = [state.device.device_id for state in snapshot.devices]
-        for device_id in here:
+        for state in snapshot.devices:
+            device_id, age, load = state.device.device_id, state.sample_age_seconds, None
+            late = age is None or age > _LATE_CADENCES * self.cadence_seconds
+            if state.sample is not None and (device_id in fresh or not late):
+                load = state.sample.compute_utilization_percent
             values = self._recent.setdefault(device_id, deque(maxlen=RECENT_VALUES))
-            values.append(loads.get(device_id))
+            values.append(load)
         for device_id in self._recent.keys() - set(here):
             del self._recent[device_id]
 

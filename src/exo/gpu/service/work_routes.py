@@ -133,6 +133,9 @@ def find_job(overseer: Overseer, job_id: str) -> Path:
         NoSuchJob: where there is none.
 
     """
+    for summary in overseer.overview.jobs:
+        if summary.job_id == job_id:
+            return Path(summary.path)
     for path in journals(jobs_folder(overseer.environ)):
         if path.name == job_id + SUFFIX:
             return path
