@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None
+)
 
 
 def card(number: int, **fields: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, Page
 
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker has the browser."""
     for item in items:

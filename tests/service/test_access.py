@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from exo.gpu.service.access import is_loopback, new_token
 
-TOKEN = "a token of a test"  # noqa: S105
+TOKEN = "a token of a test"
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,9 @@ def test_addresses_are_loopback_where_the_standard_says_so(address):
     assert is_loopback(str(address)) == address.is_loopback
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "10.0.0.1", "[fe80::1]:80", "x"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "10.0.0.1", "[fe80::1]:80", "x"]
+)
 def test_another_name_is_refused_without_a_token(client, host):
     """Rule: a page whose name was pointed at loopback gets nothing, not even the dashboard."""
     for path in ("/", "/api/v1/devices", "/metrics", "/api/v1/stream"):
@@ -79,7 +81,14 @@ def test_a_token_of_ones_own_is_asked_for_on_loopback_too(serve):
     service = serve(EXO_GPU_TOKEN=TOKEN)
     assert service.token is None
     with service.client() as client:
-        for wrong in ("", "Bearer", "Bearer x", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \xff"):
+        for wrong in (
+            "",
+            "Bearer",
+            "Bearer x",
+            f"Basic {TOKEN}",
+            f"Bearer {TOKEN}x",
+            "Bearer \xff",
+        ):
             headers = {"authorization": wrong.encode("latin-1")}
             assert client.get("/api/v1/service", headers=headers).status_code == 401
         for right in (f"Bearer {TOKEN}", f"bearer  {TOKEN}"):

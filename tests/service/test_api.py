@@ -42,7 +42,12 @@ def test_a_device_of_another_node_is_found_by_its_whole_id(serve, write_machine)
 def test_history_comes_in_as_many_points_as_were_asked_for(client):
     """Rule: a span is cut into points; the newest have values, and those before it began have none."""
     now = time.time()
-    question = {"metric": ["temperature_celsius"], "since": now - 60, "until": now + 1, "points": 10}
+    question = {
+        "metric": ["temperature_celsius"],
+        "since": now - 60,
+        "until": now + 1,
+        "points": 10,
+    }
     told = client.get("/api/v1/history/cuda:0", params=question).json()
     (series,) = told["series"]
     assert told["device"]["device_id"] == "cuda:0"
@@ -104,9 +109,7 @@ def test_a_lease_and_who_waits_for_it_are_told(serve):
                 assert holder.poll() is None
             assert leases[0]["device_id"] == "cuda:0"
             assert leases[0]["exclusive"]
-            waiter = subprocess.Popen(
-                [*hold, "--wait", "60s", "--", "true"], env=service.environ
-            )
+            waiter = subprocess.Popen([*hold, "--wait", "60s", "--", "true"], env=service.environ)
             while not (waiting := client.get("/api/v1/queue").json()["waiting"]):
                 assert waiter.poll() is None
             assert waiting[0]["place"] == 1

@@ -1,4 +1,4 @@
-"""A whole machine at one moment, taken over and over on a thread of its own: nobody waits for it."""
+"""A whole machine at one moment, taken over and over on a thread of its own."""
 
 from __future__ import annotations
 
@@ -302,9 +302,7 @@ class Overseer:
             notes.append(f"leases and cordons are not shown: {error}")
             return self.watch.snapshot(leases=False)
 
-    def _who(
-        self, notes: list[str]
-    ) -> tuple[tuple[Lease, ...], tuple[tuple[Waiter, Turn], ...]]:
+    def _who(self, notes: list[str]) -> tuple[tuple[Lease, ...], tuple[tuple[Waiter, Turn], ...]]:
         try:
             return self.watch.node.leases(), self.watch.node.line()
         except ExoGpuError as error:

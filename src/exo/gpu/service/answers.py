@@ -149,8 +149,8 @@ class Aggregates(msgspec.Struct, frozen=True, kw_only=True):
 class LeaseView(Lease, frozen=True, kw_only=True):
     """A lease, and what follows from it."""
 
-    overrun_bytes: int = 0
-    settling: bool = False
+    overrun_bytes: int = 0  # pyright: ignore[reportIncompatibleMethodOverride] - told as a value
+    settling: bool = False  # pyright: ignore[reportIncompatibleMethodOverride] - told as a value
 
 
 class WaiterView(Waiter, frozen=True, kw_only=True):
@@ -257,13 +257,13 @@ class Question(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """The same as a plain request."""
         size = self.memory_bytes if self.memory is None else parse_size(self.memory, "memory")
         fields = {name: getattr(self, name) for name in Request.__struct_fields__}
-        return Request(**{**fields, "memory_bytes": size})
+        return msgspec.convert({**fields, "memory_bytes": size}, Request)
 
 
 class Explanation(Decision, frozen=True, kw_only=True):
     """A decision with every term and refusal, and the same in words. Nothing was taken."""
 
-    never: bool
+    never: bool  # pyright: ignore[reportIncompatibleMethodOverride] - told as a value
     """Whether no device here can ever satisfy it."""
     message: str
     """Why nothing was chosen; empty where something was."""

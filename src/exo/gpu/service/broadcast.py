@@ -55,7 +55,7 @@ class Client:
         self._news.set()
 
     async def get(self, timeout_seconds: float) -> bytes:
-        """All that is unread, as soon as there is any; empty when the time is over, or at its end."""
+        """All that is unread, once there is any; empty when the time is over, or at its end."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._news.wait()

@@ -24,7 +24,7 @@ from exo.gpu.service.answers import (
     device_json,
 )
 from exo.gpu.service.history import past
-from exo.gpu.service.pictures import Pictures
+from exo.gpu.service.pictures import GZIP, Pictures, takes_gzip
 from exo.gpu.telemetry.table.roster import Grouping
 from exo.gpu.vocabulary.errors import InvalidValue, NoSuchDevice, UnknownName
 from exo.gpu.vocabulary.metrics import SERIES
@@ -77,9 +77,12 @@ def find_state(overseer: Overseer, name: str) -> DeviceState:
     responses={200: ResponseSpec(DeviceList, generate_examples=False, description="Every device.")},
     sync_to_thread=False,
 )
-def devices(pictures: Pictures) -> Response[bytes]:
+def devices(request: Request[Any, Any, Any], pictures: Pictures) -> Response[bytes]:
     """Every device: what it is, its newest sample, health, leases and cordon."""
-    return Response(pictures.devices(), media_type=_JSON)
+    if takes_gzip(request.headers.get("accept-encoding", "")):
+        body = pictures.devices(compressed=True)
+        return Response(body, media_type=_JSON, headers=GZIP)
+    return Response(pictures.devices(), media_type=_JSON, headers={"vary": "accept-encoding"})
 
 
 @get(
@@ -87,9 +90,7 @@ def devices(pictures: Pictures) -> Response[bytes]:
     responses={200: ResponseSpec(DeviceView, generate_examples=False, description="The device.")},
     sync_to_thread=False,
 )
-def device(
-    request: Request[Any, Any, Any], overseer: Overseer, device_id: str
-) -> Response[bytes]:
+def device(request: Request[Any, Any, Any], overseer: Overseer, device_id: str) -> Response[bytes]:
     """One device, by its device id or hardware id."""
     del device_id  # Litestar makes slashes of it that were not there
     state = find_state(overseer, named(request, "/api/v1/devices/"))
@@ -104,7 +105,7 @@ def recent(overseer: Overseer) -> RecentLoads:
 
 
 @get("/history/{device_id:path}", sync_to_thread=True)
-def history(
+def history(  # noqa: PLR0917 - Litestar hands them over by name
     request: Request[Any, Any, Any],
     overseer: Overseer,
     device_id: str,
@@ -132,7 +133,7 @@ def history(
     if begins >= ends:
         raise InvalidValue("since", begins, f"before until ({ends})")
     name = named(request, "/api/v1/history/")
-    return past(overseer, name, metrics, begins, ends, points)
+    return past(overseer, name, metrics, (begins, ends), points)
 
 
 @get("/events", sync_to_thread=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from exo.gpu.coordination.overview import RecentEvent, as_recent
 from exo.gpu.service.answers import HistoryView, SeriesView
 from exo.gpu.telemetry.store.series import KnownDevice
@@ -24,8 +26,7 @@ def past(
     overseer: Overseer,
     name: str,
     metrics: Sequence[str],
-    since: float,
-    until: float,
+    span: tuple[float, float],
     points: int,
 ) -> HistoryView:
     """Readings of the device of that device id or hardware id, in a span of Unix seconds.
@@ -43,19 +44,20 @@ def past(
         None,
     )
     samples = [] if here is None else overseer.watch.collector.get_metrics_history(here.device_id)
-    if here is not None and samples and samples[0].timestamp <= since:
-        return _from_memory(here, samples, metrics, (since, until), points)
+    if here is not None and samples and samples[0].timestamp <= span[0]:
+        return _from_memory(here, samples, metrics, span, points)
     try:
         with open_reader(overseer) as reader:
             series = [
-                reader.series(name, one, since=since, until=until, points=points)
+                reader.series(name, one, since=span[0], until=span[1], points=points)
                 for one in metrics
             ]
     except (StoreError, NoSuchDevice) as error:
         if here is None:
             raise NoSuchDevice(f"there is no device {name!r} here, and no history of it") from error
         note = f"only what is in memory: {error}"
-        return _from_memory(here, samples, metrics, (since, until), points, note)
+        found = _from_memory(here, samples, metrics, span, points)
+        return msgspec.structs.replace(found, note=note)
     views = (
         SeriesView(
             metric=one.metric,
@@ -110,7 +112,6 @@ def _from_memory(
     metrics: Sequence[str],
     span: tuple[float, float],
     points: int,
-    note: str = "",
 ) -> HistoryView:
     inside = [one for one in samples if span[0] <= one.timestamp < span[1]]
     known = KnownDevice(
@@ -122,7 +123,7 @@ def _from_memory(
         last_seen=samples[-1].timestamp if samples else None,
     )
     series = tuple(_series(inside, metric, span, points) for metric in metrics)
-    return HistoryView(device=known, series=series, note=note)
+    return HistoryView(device=known, series=series)
 
 
 def _series(

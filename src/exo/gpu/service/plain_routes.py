@@ -8,14 +8,14 @@ from importlib.resources import files
 from typing import Any
 
 import msgspec
-from litestar import get
+from litestar import Request, get
 from litestar.exceptions import NotFoundException
 from litestar.response import Response
 
 from exo.gpu.coordination.overview import Overseer
 from exo.gpu.service.answers import ServiceView
 from exo.gpu.service.broadcast import Broadcast
-from exo.gpu.service.pictures import Pictures
+from exo.gpu.service.pictures import GZIP, Pictures, pressed, takes_gzip
 from exo.gpu.service.problems import Problem, problem_body
 
 _PROMETHEUS = "text/plain; version=0.0.4"
@@ -47,9 +47,7 @@ def ready(overseer: Overseer) -> Response[bytes]:
     else:
         return Response(b"ready\n", media_type="text/plain")
     problem = Problem("not-ready", 503, "Not ready", why)
-    return Response(
-        problem_body(problem), status_code=503, media_type="application/problem+json"
-    )
+    return Response(problem_body(problem), status_code=503, media_type="application/problem+json")
 
 
 @get("/metrics", include_in_schema=False, sync_to_thread=True)
@@ -76,22 +74,24 @@ def service(overseer: Overseer, broadcast: Broadcast, version: str) -> ServiceVi
 
 
 @get("/", include_in_schema=False, sync_to_thread=False)
-def page() -> Response[bytes]:
+def page(request: Request[Any, Any, Any]) -> Response[bytes]:
     """The dashboard."""
-    return Response(
-        _asset("index.html"),
-        media_type="text/html",
-        headers={"cache-control": "no-cache"},
-    )
+    return _answer(request, "index.html", "text/html")
 
 
 @get("/assets/{name:str}", include_in_schema=False, sync_to_thread=False)
-def asset(name: str) -> Response[bytes]:
+def asset(request: Request[Any, Any, Any], name: str) -> Response[bytes]:
     """A script, the style or the mark of the dashboard."""
     kind = _KINDS.get(name.rpartition(".")[2])
     if kind is None or name not in _names():
         raise NotFoundException
-    return Response(_asset(name), media_type=kind, headers={"cache-control": "no-cache"})
+    return _answer(request, name, kind)
+
+
+def _answer(request: Request[Any, Any, Any], name: str, kind: str) -> Response[bytes]:
+    compressed = takes_gzip(request.headers.get("accept-encoding", ""))
+    headers = {"cache-control": "no-cache", **(GZIP if compressed else {"vary": "accept-encoding"})}
+    return Response(_file(name, compressed=compressed), media_type=kind, headers=headers)
 
 
 @cache
@@ -100,7 +100,9 @@ def _names() -> frozenset[str]:
 
 
 @cache
-def _asset(name: str) -> bytes:
+def _file(name: str, *, compressed: bool) -> bytes:
+    if compressed:
+        return pressed(_file(name, compressed=False))
     return files("exo.gpu.service").joinpath("dashboard", name).read_bytes()
 
 

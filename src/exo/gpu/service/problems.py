@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 from litestar.exceptions import HTTPException, ValidationException
@@ -156,7 +156,8 @@ def _of_decoding(error: msgspec.ValidationError) -> Problem:
 
 
 def _faults(extra: Any) -> Iterator[FieldError]:
-    for one in extra if isinstance(extra, list) else ():
+    listed = cast("list[dict[str, Any]]", extra) if isinstance(extra, list) else []
+    for one in listed:
         message, key = str(one.get("message", "")), str(one.get("key", "body"))
         unknown = _UNKNOWN_FIELD.match(message)
         if unknown is not None:
@@ -178,5 +179,3 @@ def _cause(error: BaseException, kind: type[_Kind]) -> _Kind | None:
         seen.add(id(here))
         here = here.__cause__ or here.__context__
     return None
-
-
