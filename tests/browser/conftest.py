@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("browser"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright keeps an event loop open, which others must not meet
 def browser() -> Iterator[Browser]:
     """Debian's Chromium, without a screen."""
     if CHROMIUM is None:

@@ -222,18 +222,21 @@ def test_explain_shows_ranking_terms_and_refusals(serve, look):
     """Rule: a request typed by a person is answered with each term and each refusal."""
     full = card(3)
     full["sample"]["memory_used_bytes"] = 23 * GIB
-    page = look(serve(card(1), full), "/#/explain").page
-    page.get_by_label("Memory").fill("8GiB")
+    seen = look(serve(card(1), full), "/#/explain")
+    page = seen.page
+    page.get_by_role("textbox", name="Memory").fill("8GiB")
     page.get_by_role("button", name="Explain").click()
     page.locator(".chosen", has_text="Chosen: cuda:1").wait_for()
     assert page.locator(".terms li").count() == 3
     page.get_by_role("region", name="Refused").get_by_role(
         "cell", name="cuda:3", exact=True
     ).wait_for()
-    page.get_by_label("Memory").fill("8 parsecs")
+    page.get_by_role("textbox", name="Memory").fill("8 parsecs")
     page.keyboard.press("Enter")
     page.locator("#ask-memory[aria-invalid]").wait_for()
     page.get_by_text("memory: '8 parsecs' is not").wait_for()
+    assert all("400" in one for one in seen.complaints)  # the browser's own word for it
+    seen.complaints.clear()
 
 
 def test_explain_complains_once(serve, look):

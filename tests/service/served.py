@@ -57,8 +57,13 @@ class Served:
         return httpx.Client(base_url=self.url, timeout=30, trust_env=False, **options)
 
     def until_ready(self, client: httpx.Client) -> None:
-        """Wait for the first picture of the machine."""
+        """Wait for a picture of the machine in which every device was asked."""
         while client.get("/-/ready").status_code != 200:
+            assert self.process.poll() is None
+        while any(
+            one["sample"] is None and not one["sample_failure"]
+            for one in client.get("/api/v1/devices").json()["devices"]
+        ):
             assert self.process.poll() is None
 
     def stop(self, number: int = signal.SIGTERM) -> int:

@@ -90,7 +90,9 @@ def devices(request: Request[Any, Any, Any], pictures: Pictures) -> Response[byt
     responses={200: ResponseSpec(DeviceView, generate_examples=False, description="The device.")},
     sync_to_thread=False,
 )
-def device_named(request: Request[Any, Any, Any], overseer: Overseer, device_id: str) -> Response[bytes]:
+def device_named(
+    request: Request[Any, Any, Any], overseer: Overseer, device_id: str
+) -> Response[bytes]:
     """One device, by its device id or hardware id."""
     del device_id  # Litestar makes slashes of it that were not there
     state = find_state(overseer, named(request, "/api/v1/devices/"))

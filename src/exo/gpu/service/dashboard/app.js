@@ -50,7 +50,9 @@ function open({ first = false } = {}) {
     if (link.dataset.view === known.part) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (!first) main.focus();
+  if (first) return;
+  main.focus({ preventScroll: true });
+  window.scrollTo(0, 0);
 }
 
 function tellConnection() {
