@@ -139,6 +139,7 @@ def test_a_lost_connection_is_said_and_comes_back(serve, look):
         page.locator(".tile", has_text="cuda:1").get_by_text("55 °C").wait_for()
         page.locator(".tile", has_text="cuda:2").wait_for()
     finally:
+        page.close()  # so that it does not complain of the second end
         again.terminate()
         again.wait()
     refused = [
