@@ -193,6 +193,9 @@ class TryView(msgspec.Struct, frozen=True, kw_only=True):
     ending: str
     """``succeeded``, ``failed`` or ``died``."""
     cause: str
+    """What kind of failure it was: ``exit_status``, ``out_of_device_memory`` and so on."""
+    reason: str
+    """The same in words, as far as the journal has them."""
     device_id: str | None
     slot: int
     attempt: int | None

@@ -84,7 +84,7 @@ function failures(failed) {
   const rows = failed.tries.map((one) => [
     one.failed.slice(0, 8).map((item) => `#${item + 1}`).join(", ") + (one.failed.length > 8 ? ", …" : ""),
     one.attempt === null ? UNKNOWN : String(one.attempt),
-    `${one.ending}${one.cause ? `: ${one.cause}` : ""}`,
+    `${one.ending}${one.reason || one.cause ? `: ${one.reason || one.cause}` : ""}`,
     one.exit_status !== null ? `exit ${one.exit_status}` : one.signal !== null ? `signal ${one.signal}` : UNKNOWN,
     one.device_id ?? UNKNOWN,
     moment(one.ended_at),
