@@ -385,7 +385,9 @@ def make_request(holder: str, options: dict[str, Any]) -> Request:
         and not (value is None or value is False or value == ())
     }
     if given.get("memory_bytes") == AUTO:
-        given |= _learned_memory(given.get("kind", ""))
+        from exo.gpu.cli.learned_memory import memory_fields
+
+        given |= memory_fields(given.get("kind", ""))
     base: Request | None = options.get("base")
     if base is None:
         if "policy" not in given:
@@ -394,28 +396,3 @@ def make_request(holder: str, options: dict[str, Any]) -> Request:
             given["policy"] = default_policy(os.environ)
         return Request(holder=holder, **given)
     return replace(base, holder=base.holder or holder, **given)
-
-
-def _learned_memory(kind: str) -> dict[str, Any]:
-    """The fields of a request for the memory that a kind of work was seen to take.
-
-    Raises:
-        UsageError: without a kind, or where nothing was seen of it.
-
-    """
-    import os
-
-    from exo.gpu.nodes.experience import Experience, experience_path
-    from exo.gpu.vocabulary.units import format_size
-
-    if not kind:
-        raise click.UsageError("--memory auto: of what kind of work? say it with --kind")
-    advice = Experience(experience_path(os.environ)).advice(kind)
-    if advice is None:
-        raise click.UsageError(
-            f"--memory auto: nothing was seen yet of the kind {kind!r}; "
-            "'exo-gpu run' learns it where the driver tells the memory of processes"
-        )
-    runs = "1 run" if advice.samples == 1 else f"{advice.samples} runs"
-    basis = f"learned: 99 % of {runs} took {format_size(advice.seen_bytes)} at most, and a margin"
-    return {"memory_bytes": advice.advised_bytes, "memory_basis": basis}

@@ -175,7 +175,7 @@ class _Search:
         for job, pool in zip(placed.tolist(), places.tolist(), strict=True):
             order[int(pool)].append(job)
         for pool, jobs in enumerate(order):
-            jobs.sort(key=lambda job: (-self.sizes[job], -self.times[job][pool], job))
+            jobs.sort(key=lambda job, at=pool: (-self.sizes[job], -self.times[job][at], job))
         return order
 
     def ends_of(self, pool: int, jobs: list[int], starts: list[float] | None = None) -> list[float]:
