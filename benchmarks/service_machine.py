@@ -1,4 +1,4 @@
-"""The service over a machine of many devices, in this process: what ``bench_service.py`` asks."""
+"""As ``exo-gpu serve``, over a machine of many devices: what ``bench_service.py`` asks."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 GIB = 2**30
-# Filled within a minute, so that what grows after it grows for ever.
-HISTORY_SAMPLES = 60
 
 
 class ManyDevices(HostBufferBackend):
@@ -87,7 +85,7 @@ def main() -> None:
     discovery = GPUDiscoveryService(backends={"many": ManyDevices(int(sys.argv[1]))})
     with (
         LocalNode(service=discovery) as node,
-        Monitor(node, max_history=HISTORY_SAMPLES) as monitor,
+        Monitor(node, history=True) as monitor,
         Overseer(monitor, os.environ) as overseer,
         listen("127.0.0.1", 0) as listening,
     ):
