@@ -235,8 +235,13 @@ class NodeSight:
         self._foreign.look()
 
     def seen_since(self, device_id: str) -> float | None:
-        """The monotonic time at which the reading of a device's newest sample began."""
-        return self._read_begun.get(device_id)
+        """The monotonic time at which the reading of a device's newest sample began.
+
+        A watch does not tell when it read: then it is that of the last reading asked for here, or
+        0, so that whoever has to know what is newer asks anew.
+        """
+        heard = self._watch is not None and self._collector.get_metrics(device_id) is not None
+        return self._read_begun.get(device_id, 0.0 if heard else None)
 
     def driver_list(self, device_id: str) -> list[DeviceProcess] | None:
         """The processes on the driver's list; None where it gives none."""
