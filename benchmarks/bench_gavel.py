@@ -23,7 +23,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 from gavel_prediction import hide, learned, prediction_study  # noqa: E402
 from gavel_replay import replay  # noqa: E402
 from gavel_table import SOURCE, THROUGHPUTS, TRACE, GavelJob, read_table, read_trace  # noqa: E402
-from results import Result, report  # noqa: E402
+from results import Result, parsed_with_data, report  # noqa: E402
 
 from exo.gpu.scheduling.gang_assignment import assign_gangs  # noqa: E402
 
@@ -55,17 +55,12 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    given = os.environ.get("EXO_GPU_BENCH_DATA")
-    parser.add_argument("--data", type=Path, default=given and Path(given) / "gavel")
     parser.add_argument("--rounds", type=int, default=400_000, help="of the search (%(default)s)")
     parser.add_argument("--replans", type=int, default=20_000, help="rounds of each (%(default)s)")
     parser.add_argument("--seeds", type=int, default=10, help="of what is hidden (%(default)s)")
     parser.add_argument("--solution", type=Path, help="write pool and start of each job here")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    options = parser.parse_args()
-    if options.data is None:
-        sys.exit(f"--data DIR/gavel, or EXO_GPU_BENCH_DATA; the tables are at {SOURCE}")
-    return options
+    return parsed_with_data(parser, "gavel", SOURCE)
 
 
 def hours_of(job: GavelJob, speed: float) -> float:

@@ -6,15 +6,13 @@ They are no published workloads: they show whether the policy holds where it was
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import statistics
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench_openb import OURS, SOURCE
-from results import Result, report
+from results import Result, parsed_with_data, report
 
 from exo.gpu.scheduling.machines import Demand, Machine
 from exo.gpu.simulation.placement import arrivals, gpu_milli_of, place_all
@@ -149,14 +147,8 @@ def _invented_demand(chance: random.Random) -> Demand:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="the folder with the openb tables")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    options = parser.parse_args()
-    if options.data is None and "EXO_GPU_BENCH_DATA" in os.environ:
-        options.data = Path(os.environ["EXO_GPU_BENCH_DATA"]) / "openb"
-    if options.data is None:
-        sys.exit(SOURCE)
-    return options
+    return parsed_with_data(parser, "openb", SOURCE)
 
 
 if __name__ == "__main__":

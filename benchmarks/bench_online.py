@@ -8,13 +8,11 @@ know too), and by lengths predicted from what ended before.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from results import Result, report
+from results import Result, parsed_with_data, report
 
 from exo.gpu.simulation.replay import DISCIPLINES, replay
 from exo.gpu.simulation.traces.philly import read_philly
@@ -28,10 +26,7 @@ if TYPE_CHECKING:
 LOADS = (0.70, 0.85, 0.95)
 QUICK_JOBS = 4000
 SHORTEST_FACTOR, DELAY_FACTOR = 1.15, 1.10
-SOURCE = (
-    "the data are https://github.com/petuum/adaptdl (branch osdi21-artifact, philly.csv); "
-    "name their folder with --data or EXO_GPU_BENCH_DATA"
-)
+SOURCE = "https://github.com/petuum/adaptdl (branch osdi21-artifact, philly.csv)"
 
 
 def devices_for(jobs: Sequence[Job], load: float) -> int:
@@ -98,15 +93,9 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="the folder with philly.csv")
     parser.add_argument("--quick", action="store_true", help=f"the last {QUICK_JOBS} jobs alone")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    options = parser.parse_args()
-    if options.data is None and "EXO_GPU_BENCH_DATA" in os.environ:
-        options.data = Path(os.environ["EXO_GPU_BENCH_DATA"]) / "online"
-    if options.data is None:
-        sys.exit(SOURCE)
-    return options
+    return parsed_with_data(parser, "online", SOURCE)
 
 
 if __name__ == "__main__":

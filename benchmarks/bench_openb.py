@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import statistics
 import sys
 import time
@@ -16,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from results import Result, report
+from results import Result, parsed_with_data, report
 
 from exo.gpu.simulation.placement import PlacementRun, arrivals, gpu_milli_of, place_all
 from exo.gpu.simulation.traces.openb import read_nodes, read_pods
@@ -42,10 +41,7 @@ QUICK_SEEDS = (47, 48)
 
 POINTS, RANDOM_POINTS = 0.5, 1.0
 SECONDS = 1.5
-SOURCE = (
-    "the data are https://github.com/hkust-adsl/kubernetes-scheduler-simulator (data/csv); "
-    "name their folder with --data or EXO_GPU_BENCH_DATA"
-)
+SOURCE = "https://github.com/hkust-adsl/kubernetes-scheduler-simulator (data/csv)"
 PAPER = "kubernetes-scheduler-simulator"
 
 
@@ -205,19 +201,13 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="the folder with the openb tables")
     parser.add_argument("--workload", action="append", help="a pod list; may be repeated")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the 25 that judge")
     parser.add_argument("--parallel", type=int, default=1, help="so many processes (1)")
     parser.add_argument("--quick", action="store_true", help="two seeds, ours beside FGD alone")
     parser.add_argument("--solution", type=Path, help="write the placements of our first run")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    options = parser.parse_args()
-    if options.data is None and "EXO_GPU_BENCH_DATA" in os.environ:
-        options.data = Path(os.environ["EXO_GPU_BENCH_DATA"]) / "openb"
-    if options.data is None:
-        sys.exit(SOURCE)
-    return options
+    return parsed_with_data(parser, "openb", SOURCE)
 
 
 if __name__ == "__main__":

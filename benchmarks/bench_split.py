@@ -14,7 +14,7 @@ from statistics import median, quantiles
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # one core; read when NumPy is loaded
 
-from results import Result, report  # noqa: E402
+from results import Result, parsed_with_data, report  # noqa: E402
 from split_baselines import BASELINES, petals_network, seconds_of  # noqa: E402
 from split_cases import (  # noqa: E402
     MODELS,
@@ -62,8 +62,6 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    given = os.environ.get("EXO_GPU_BENCH_DATA")
-    parser.add_argument("--data", type=Path, default=given and Path(given) / "helix")
     parser.add_argument("--case", help="only this one of the table of layers")
     parser.add_argument("--cases", type=int, default=2000, help="for every split (%(default)s)")
     parser.add_argument("--boxes", type=int, default=300, help="of real cards (%(default)s)")
@@ -73,10 +71,7 @@ def arguments() -> argparse.Namespace:
         help="write {case: {node: [first layer, last layer + 1]}} here; with --case its part alone",
     )
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    options = parser.parse_args()
-    if options.data is None:
-        sys.exit(f"--data DIR/helix, or EXO_GPU_BENCH_DATA; the clusters are at {PUBLIC}")
-    return options
+    return parsed_with_data(parser, "helix", PUBLIC)
 
 
 def of_network(case: Case) -> tuple[list[Result], dict[str, tuple[int, int]]]:
