@@ -283,31 +283,3 @@ _Event = CommandDone | Exception | _SourceEnded | None
 
 def _plain(index: int, text: str) -> Command:
     return Command(index, lambda _: text)
-
-
-def map_commands(
-    commands: Iterable[str | Command],
-    *,
-    request: Request | tuple[Request, ...],
-    node: Node | None = None,
-    slots: int | None = None,
-    wait_seconds: float | None = None,
-    retry: RetryPolicy | None = None,
-    timeout_seconds: float | None = None,
-    on_begin: Callable[[Command], None] | None = None,
-    on_retry: Callable[[int, str], None] | None = None,
-    on_device_lost: Callable[[GPUDevice, str], None] | None = None,
-) -> CommandRun:
-    """Run shell commands over the devices that a request allows; see :class:`CommandRun`."""
-    return CommandRun(
-        commands,
-        request=request,
-        node=node,
-        slots=slots,
-        wait_seconds=wait_seconds,
-        retry=retry,
-        timeout_seconds=timeout_seconds,
-        on_begin=on_begin,
-        on_retry=on_retry,
-        on_device_lost=on_device_lost,
-    )

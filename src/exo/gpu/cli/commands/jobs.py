@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from exo.gpu.cli.context import files, print_json
+from exo.gpu.cli.context import drawing, files, print_json
 from exo.gpu.cli.main import SUCCESS, complain
 
 # Failed items that are told of: to people, and to programs.
@@ -86,14 +86,8 @@ def show(name: str, plot: Path | None, as_json: bool) -> int:
 
 def _draw(path: Path, plot: Path) -> None:
     from exo.gpu.coordination.jobs import story_of, tries_of
-    from exo.gpu.vocabulary.errors import BackendUnavailable
 
-    try:
+    with drawing(plot):
         from exo.gpu.cli.jobs_view import draw_gantt
 
         draw_gantt(story_of(path), tries_of(path), plot)
-    except ImportError as error:
-        hint = "pip install 'exo-gpu[plot]'"
-        raise BackendUnavailable("--plot needs matplotlib, which is not here", hint) from error
-    except ValueError as error:
-        raise click.UsageError(f"--plot: {plot} cannot be drawn: {error}") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exo.gpu.cli.context import duration, files, print_json
+from exo.gpu.cli.context import drawing, duration, files, print_json
 from exo.gpu.cli.main import SUCCESS
 
 if TYPE_CHECKING:
@@ -210,14 +210,7 @@ def _cell(name: str, value: float | None, factor: float) -> str:
 
 
 def _draw(summaries: Sequence[Summary], path: Path) -> None:
-    from exo.gpu.vocabulary.errors import BackendUnavailable
-
-    try:
+    with drawing(path):
         from exo.gpu.simulation.report import draw
 
         draw(summaries, path)
-    except ImportError as error:
-        hint = "pip install 'exo-gpu[plot]'"
-        raise BackendUnavailable("--plot needs matplotlib, which is not here", hint) from error
-    except ValueError as error:
-        raise click.UsageError(f"--plot: {path} cannot be drawn: {error}") from error

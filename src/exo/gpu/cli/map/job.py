@@ -13,7 +13,7 @@ from exo.gpu.cli.map.keeping import open_recording
 from exo.gpu.cli.map.output import Printer, in_order
 from exo.gpu.cli.map.templates import command_of, digest_of
 from exo.gpu.cli.progress import Progress
-from exo.gpu.coordination.commands import map_commands
+from exo.gpu.coordination.commands import CommandRun
 from exo.gpu.scheduling.retry import RetryPolicy
 from exo.gpu.vocabulary.job import Ending
 
@@ -73,7 +73,7 @@ class MapJob:
         settings = self._settings
         with ExitStack() as stack:
             run = stack.enter_context(
-                map_commands(
+                CommandRun(
                     self._commands(),
                     request=requests,
                     slots=settings.slots,
