@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -11,6 +12,14 @@ from exo.gpu.nodes.experience import Ended, Experience, experience_path
 from tests.cli.conftest import CUDA, HOST
 
 GIB = 2**30
+
+# Asks, under a lease, what that lease is about.
+INNER = (
+    "sh",
+    "-c",
+    f"{sys.executable} -m exo.gpu why"
+    f' $({sys.executable} -m exo.gpu leases --json | grep -o \'"lease_id": "[^"]*\' | cut -d\'"\' -f4)',
+)
 
 
 @pytest.fixture
@@ -69,3 +78,13 @@ def test_memory_auto_asks_for_what_was_seen_and_says_so(devices, exo_gpu, experi
         "learned"
         not in exo_gpu("select", "--memory", "1GiB", "--kind", "train", "--explain").stdout
     )
+
+
+def test_why_shows_what_was_declared_beside_what_was_seen(devices, exo_gpu, experience):
+    """Rule: who asks for far too much, or too little, can see it; before anything was seen, nothing."""
+    words = ("run", "--memory", "16GiB", "--kind", "train", "--", *INNER)
+    assert "memory: declared" not in exo_gpu(*words).stdout
+    experience.learn([Ended(kind="train", hardware_id="x", peak_bytes=2 * GIB)])
+    told = " ".join(exo_gpu(*words).stdout.split())
+    assert "memory: declared 16.0 GiB; 99 % of 1 run of its kind took 2.0 GiB at most" in told
+    assert "2.2 GiB with a margin" in told
