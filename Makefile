@@ -3,7 +3,7 @@
 #   PYTHON=python3.13   picks the interpreter      EXO_GPU_APT=no   keeps apt out
 #   ARGS="-k ledger"    goes to pytest             WORKERS=2        test processes
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test test-fast lint format support lock dist clean
+.PHONY: help environment demo test test-fast lint format support screenshots lock dist clean
 
 BIN := .venv/bin
 WORKERS ?= auto
@@ -43,6 +43,10 @@ format: environment ## let ruff put the code in order
 
 support: environment ## write docs/SUPPORT.md anew from what the tests showed
 	$(BIN)/python tools/support.py
+
+screenshots: environment ## take the pictures of the dashboard anew, over the drivers found here
+	@PYTHON=$(BIN)/python sh tools/system_packages test
+	$(WITH_VULKAN) $(BIN)/python tools/screenshots.py
 
 lock: environment ## resolve the versions anew into requirements/*.txt
 	sh tools/lock

@@ -17,7 +17,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 from assignment_noise import noise_study  # noqa: E402
 from instances import CLASSES, SOURCE, generate, read_folder  # noqa: E402
-from results import Result, report  # noqa: E402
+from results import Result, parsed_with_data, report  # noqa: E402
 
 from exo.gpu.scheduling.assignment import assign  # noqa: E402
 from exo.gpu.scheduling.constructive import HEURISTICS, loads_of  # noqa: E402
@@ -52,18 +52,13 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    given = os.environ.get("EXO_GPU_BENCH_DATA")
-    parser.add_argument("--data", type=Path, default=given and Path(given) / "hcsp")
     parser.add_argument("--seconds", type=float, default=1.0, help="an instance (%(default)s)")
     parser.add_argument("--large-seconds", type=float, default=5.0, help="1024 x 32 (%(default)s)")
     parser.add_argument("--large", type=int, default=12, help="such instances (%(default)s)")
     parser.add_argument("--noise-runs", type=int, default=1, help="for each instance (%(default)s)")
     parser.add_argument("--solution", type=Path, help="write the device number of each item here")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    options = parser.parse_args()
-    if options.data is None:
-        sys.exit(f"--data DIR/hcsp, or EXO_GPU_BENCH_DATA; the instances are at {SOURCE}")
-    return options
+    return parsed_with_data(parser, "hcsp", SOURCE)
 
 
 class Measured:

@@ -154,6 +154,7 @@ def with_ray(stack: ExitStack, both: tuple[workers.Place, ...]) -> Callable[...,
 
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     ray.init(
+        address="local",
         num_cpus=len(both),
         include_dashboard=False,
         log_to_driver=False,

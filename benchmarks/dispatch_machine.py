@@ -73,4 +73,10 @@ def parallel_version() -> str:
 def start_ray() -> None:
     import ray
 
-    ray.init(num_cpus=SLOTS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local",
+        num_cpus=SLOTS,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )

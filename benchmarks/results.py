@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 
@@ -50,3 +54,18 @@ def report(benchmark: str, results: Sequence[Result], *, as_json: bool) -> int:
         rows = [{**asdict(result), "ok": result.ok} for result in results]
         print(json.dumps({"benchmark": benchmark, "results": rows}))
     return 0 if all(result.ok for result in results) else 1
+
+
+def parsed_with_data(
+    parser: argparse.ArgumentParser, folder: str, source: str
+) -> argparse.Namespace:
+    """The options, among them ``--data``, the folder with public data that lie at ``source``.
+
+    By default it is ``folder`` below ``EXO_GPU_BENCH_DATA``; without either the program ends.
+    """
+    given = os.environ.get("EXO_GPU_BENCH_DATA")
+    parser.add_argument("--data", type=Path, default=given and Path(given) / folder)
+    options = parser.parse_args()
+    if options.data is None:
+        sys.exit(f"--data DIR/{folder}, or EXO_GPU_BENCH_DATA; the data are at {source}")
+    return options

@@ -57,6 +57,7 @@ def clean_environment() -> Iterator[None]:
                 patch.delenv(name)
         patch.setenv("EXO_GPU_STATE", str(folder))
         patch.setenv("EXO_GPU_REGISTRY", str(folder / "registry" / "devices.json"))
+        patch.setenv("EXO_GPU_PROBES", str(folder / "registry" / "probes.json"))
         patch.setenv("EXO_GPU_CONFIG", os.devnull)
         yield
     shutil.rmtree(folder, ignore_errors=True)

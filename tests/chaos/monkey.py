@@ -50,7 +50,9 @@ class Monkey:
     """Kills what a program started, at random, and once the program itself.
 
     ``prey`` is in the command line of a worker, and ``spared`` at the end of those that have
-    trouble enough. ``seed`` is in the message of a failed test, so that it can be tried again.
+    trouble enough. ``at_work``, where given, says whether a process has begun to work: most of those
+    that have not are let be, since no slot starts processes for ever that are killed at once.
+    ``seed`` is in the message of a failed test, so that it can be tried again.
     """
 
     def __init__(
@@ -60,10 +62,12 @@ class Monkey:
         pause_seconds: tuple[float, float],
         seed: int,
         spared: tuple[str, ...] = (),
+        at_work: Callable[[int], bool] | None = None,
     ) -> None:
         self.killed_workers = self.killed_groups = 0
         self._prey = prey
         self._spared = spared
+        self._at_work = at_work
         self._pause_seconds = pause_seconds
         self._random = random.Random(seed)
 
@@ -92,7 +96,10 @@ class Monkey:
             line = " ".join(process.cmdline())
         except psutil.Error:
             return False
-        return self._prey in line and not line.endswith(self._spared)
+        if self._prey not in line or line.endswith(self._spared):
+            return False
+        idle = self._at_work is not None and not self._at_work(process.pid)
+        return not idle or self._random.random() < 0.1
 
     def _kill(self, worker: psutil.Process, parents_group: int) -> None:
         group = os.getpgid(worker.pid)

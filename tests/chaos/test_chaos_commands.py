@@ -24,6 +24,7 @@ from scripted_job import (
 from exo.gpu.coordination.jobs import story_of
 from exo.gpu.execution.outcome import Evidence, classify, oom_kills
 from exo.gpu.vocabulary.job import Cause
+from exo.gpu.vocabulary.journal import ItemEnded
 
 
 @pytest.fixture
@@ -80,12 +81,12 @@ def test_chaos_every_item_succeeds_exactly_once(run: Run, tmp_path: Path) -> Non
 def _each_trouble_is_told(run: Run) -> None:
     """The journal says what became of each first try, where the next one went, and what began twice."""
     tries = run.tries()
-    first = {item: next(one.cause for one in tries if one.item == item) for item in TROUBLES}
-    assert "device lost" in first[LOST]
-    assert "MemoryError" in first[LIMITED]
-    assert "longer than 3 s" in first[HANGING]
+    first = {item: next(one for one in tries if one.item == item) for item in TROUBLES}
+    _assert_told(first[LOST], Cause.DEVICE_LOST, "device lost")
+    _assert_told(first[LIMITED], Cause.OUT_OF_HOST_MEMORY, "MemoryError")
+    _assert_told(first[HANGING], Cause.TIMEOUT, "longer than 3 s")
     if run.cgroup is not None:
-        assert "for want of memory" in first[KILLED_FOR_MEMORY]
+        _assert_told(first[KILLED_FOR_MEMORY], Cause.OUT_OF_HOST_MEMORY, "for want of memory")
     lost = (run.folder / "lost").read_text().strip().replace("GPU-", "cuda:")
     (success,) = (one for one in tries if one.item == LOST and one.succeeded)
     assert success.device_id != lost
@@ -93,6 +94,10 @@ def _each_trouble_is_told(run: Run) -> None:
     told = Counter(one.item for one in tries if one.attempt > 1) + run.begun()
     assert {item for item, count in starts.items() if count > told[item]} == set()
     assert story_of(run.journal).summary.started_again >= sum(n > 1 for n in run.begun().values())
+
+
+def _assert_told(one: ItemEnded, cause: Cause, words: str) -> None:
+    assert (one.cause, words in one.reason) == (cause, True), one.reason
 
 
 def test_the_kernels_killer_is_known_by_its_counter() -> None:

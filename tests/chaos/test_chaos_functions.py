@@ -31,6 +31,7 @@ def first(name):
     return True
 
 def work(number):
+    (FOLDER / "at-work" / str(os.getpid())).touch()
     if number == {ITEMS // 10} and first("limited"):
         resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))
         bytearray(2**30)
@@ -49,6 +50,7 @@ with GPUExecutor(slots=2, max_attempts=20) as executor:
 def run(tmp_path: Path) -> Iterator[Run]:
     made = Run(tmp_path, None)
     (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "at-work").mkdir()
     yield made
     for pid in marked(made.mark):  # only where the test has failed
         os.kill(pid, signal.SIGKILL)
@@ -69,7 +71,12 @@ def begin(run: Run) -> subprocess.Popen[str]:
 def test_chaos_every_result_comes_once(run: Run) -> None:
     """Rule: workers and their groups die all the time, one for memory; every item has one result."""
     print(f"EXO_GPU_CHAOS_SEED={SEED}")  # shown where the test fails
-    monkey = Monkey("execution/worker.py", pause_seconds=(0.1, 0.4), seed=SEED)
+    monkey = Monkey(
+        "execution/worker.py",
+        pause_seconds=(0.1, 0.4),
+        seed=SEED,
+        at_work=lambda pid: (run.folder / "at-work" / str(pid)).exists(),
+    )
     parent = begin(run)
     with monkey.at(parent.pid):
         out, _ = parent.communicate()

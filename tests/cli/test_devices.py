@@ -162,7 +162,9 @@ def test_a_missing_device_is_shown_until_it_is_forgotten(remembered, exo_gpu):
     assert refused.returncode != 0
     assert "missing: cuda:7" in refused.stderr
     forgotten = exo_gpu("devices", "--forget", "GPU-0123")
-    assert (forgotten.returncode, forgotten.stderr) == (0, "exo-gpu: forgotten: cuda:7\n")
+    # On a crowded machine a slow driver may be told of before it.
+    last = forgotten.stderr.splitlines()[-1]
+    assert (forgotten.returncode, last) == (0, "exo-gpu: forgotten: cuda:7")
     assert "Missing" not in forgotten.stdout
     assert json.loads(exo_gpu("devices", "--json").stdout)["missing"] == []
 

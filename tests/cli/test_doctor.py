@@ -137,3 +137,12 @@ def test_extras_come_from_the_package_itself(installed, devices, exo_gpu):
             "install": "pip install 'exo-gpu[vulkan]'",
         },
     ]
+
+
+def test_where_the_history_lies_and_how_large_it_is(devices, exo_gpu, tmp_path, monkeypatch):
+    """Rule: whoever looks for what happened last night is told which file has it."""
+    place = tmp_path / "history.sqlite"
+    monkeypatch.setenv("EXO_GPU_HISTORY", str(place))
+    assert f"history {place} (none yet" in " ".join(exo_gpu("doctor").stdout.split())
+    exo_gpu("watch", "--every", "0.2s", "--for", "1s")
+    assert json.loads(exo_gpu("doctor", "--json").stdout)["history"]["size_bytes"] > 0

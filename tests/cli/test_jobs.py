@@ -119,3 +119,23 @@ def test_what_cannot_be_told_apart_is_one_bar():
         "failed": 1,
     }
     assert mixed["-", 1]["failed"][0].end == 500.0
+
+
+def test_failures_are_told_with_device_tries_and_reason(devices, exo_gpu, tmp_path):
+    """Rule: whoever looks in the morning sees which items failed, where, how often and why."""
+    exo_gpu(
+        "map",
+        "--retries",
+        "1",
+        "test {} -ne 2 || { echo 'no such file' >&2; exit 3; }",
+        ":::",
+        *"123",
+    )
+    page = exo_gpu("jobs", "show", "last").stdout
+    (line,) = (line for line in page.splitlines() if line.startswith("2 "))
+    assert line.split()[2] == "2"
+    assert "exited with status 3" in line
+    told = json.loads(exo_gpu("jobs", "show", "last", "--json").stdout)
+    (failure,) = told["failures"]
+    assert (failure["item"], failure["attempt"], failure["exit_status"]) == (1, 2, 3)
+    assert failure["cause"] == "exit_status"

@@ -152,6 +152,13 @@ def test_halt_now_ends_what_runs(devices, exo_gpu, tmp_path):
     assert done.returncode == 1
 
 
+def test_who_waits_for_their_turn_is_halted_at_all_the_same(devices, exo_gpu):
+    """Rule: --keep-order puts off what is printed, not the halt, and what ended is printed then."""
+    template = "if test {} = long; then touch begun; exec sleep 600; fi; while ! test -e begun; do sleep 0.01; done; echo {}; false"
+    done = exo_gpu("map", "-k", "-j", "2", "--halt", "now,fail=1", template, ":::", "long", "bad")
+    assert (done.returncode, done.stdout) == (1, "bad\n")
+
+
 def test_a_source_that_never_ends_is_left_when_halted(devices, command_line):
     """Rule: a halt does not wait for the next line of a pipe that stays open."""
     words = command_line("map", "--halt", "soon,fail=1", "false")

@@ -7,7 +7,7 @@ import json
 
 def test_both_vulkan_drivers_and_the_host_are_listed(vulkan_environment, exo_gpu):
     """Rule: every driver that is named is there, each device once, and the host always."""
-    report = json.loads(exo_gpu("devices", "--json", **vulkan_environment).stdout)
+    report = json.loads(exo_gpu("devices", "--refresh", "--json", **vulkan_environment).stdout)
     found = {device["device_id"]: device for device in report["devices"]}
     vulkan = [device for device in found.values() if device["runtime"] == "vulkan"]
     assert {device["device_class"] for device in vulkan} == {"software"}

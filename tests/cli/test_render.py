@@ -200,6 +200,7 @@ def test_doctor_says_what_is_missing_and_what_to_do():
                 }
             ],
             "registry": {"path": "/home/devices.json", "problem": "read-only"},
+            "history": {"path": "/data/history.sqlite", "size_bytes": None},
             "lease_store": {
                 "path": "/dev/shm/exo-gpu",
                 "shared_by": "all users",
@@ -232,6 +233,7 @@ def test_doctor_says_what_is_missing_and_what_to_do():
         f"cordon    cuda:0: cordoned by ann until {moment(CORDON.until)}: loud",
         "registry  /home/devices.json",
         "          read-only",
+        "history   /data/history.sqlite (none yet; 'exo-gpu watch' keeps one)",
         "extra     ray: not installed (ray): pip install 'exo-gpu[ray]'",
         "extra     tui: installed",
         "variable  CUDA_VISIBLE_DEVICES=0,1",

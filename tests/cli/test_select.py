@@ -40,7 +40,8 @@ def test_the_best_device_is_printed_alone(devices, exo_gpu):
         (["--min-idle", "90"], ["cuda:0"]),
         (["--host-cpus", "2", "--host-memory", "8GiB"], ["cuda:0"]),
         (["--policy", "pack"], ["rocm:0"]),
-        (["--affinity", "llama", "--priority", "3"], ["cuda:0"]),
+        (["--policy", "fragmentation"], ["rocm:0"]),
+        (["--affinity", "llama", "--priority", "3", "--expect", "20m"], ["cuda:0"]),
         (
             ["--all-devices", "--count", "2", "--same-node", "--interconnect", "any"],
             ["cuda:0", "rocm:0"],
@@ -233,3 +234,20 @@ def test_a_whole_device_on_which_somebody_works_is_not_chosen(script, exo_gpu):
     name = psutil.Process().name()
     done = exo_gpu("select", "--exclusive", EXO_GPU_IGNORE_PROCESSES=name)
     assert (done.returncode, done.stdout) == (0, "cuda:0\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "told"),
+    [
+        ("--not-device", "cdua:0", "no device here is called 'cdua:0' (did you mean 'cuda:0'?"),
+        ("--prefer", "cuda:7", "no device here is called 'cuda:7'"),
+        ("--without-label", "nights", "no device here has the label 'nights'"),
+    ],
+)
+def test_a_name_that_changes_nothing_is_told(devices, exo_gpu, option, name, told):
+    """Rule: what is ruled out or preferred and is not here was perhaps misspelt; the answer stands."""
+    answer = exo_gpu("select", option, name)
+    assert (answer.returncode, answer.stdout) == (0, exo_gpu("select").stdout)
+    assert told in answer.stderr
+    assert told in exo_gpu("run", option, name, "--", "true").stderr
+    assert exo_gpu("map", option, name, "true", ":::", "1", "2").stderr.count(told) == 1

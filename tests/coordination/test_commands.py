@@ -8,7 +8,7 @@ import json
 import pytest
 from boxes import GIB, device, host
 
-from exo.gpu.coordination.commands import map_commands
+from exo.gpu.coordination.commands import CommandRun
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.vocabulary.errors import NeverAvailable
 from exo.gpu.vocabulary.job import Ending
@@ -17,7 +17,7 @@ from exo.gpu.vocabulary.request import Request
 
 def test_every_command_ends_once_with_its_output(two_fakes):
     commands = [f"echo {number}; exit {number % 3}" for number in range(40)]
-    with map_commands(commands, request=Request()) as run:
+    with CommandRun(commands, request=Request()) as run:
         done = list(run)
         assert run.slots == 2
     assert sorted(one.index for one in done) == list(range(40))
@@ -29,7 +29,7 @@ def test_every_command_ends_once_with_its_output(two_fakes):
 
 
 def test_a_command_is_pinned_to_its_device(two_fakes):
-    with map_commands(["echo $EXO_GPU_FAKE_VISIBLE $EXO_GPU_DEVICE"], request=Request()) as run:
+    with CommandRun(["echo $EXO_GPU_FAKE_VISIBLE $EXO_GPU_DEVICE"], request=Request()) as run:
         (done,) = run
     visible, _, text = done.outcome.stdout.decode().partition(" ")
     assert visible == json.loads(text)["hardware_id"] == f"FAKE-{done.device_id}"
@@ -44,7 +44,7 @@ def test_the_source_is_read_only_a_little_ahead(two_fakes):
             pulled.append(number)
             yield f"echo {number}"
 
-    with map_commands(source(), request=Request()) as run:
+    with CommandRun(source(), request=Request()) as run:
         seen = [one.index for one in itertools.islice(run, 10)]
         assert len(seen) == 10
         assert len(pulled) <= 10 + 2 * run.slots + 1
@@ -56,14 +56,14 @@ def test_an_error_of_the_source_reaches_the_reader(two_fakes):
         raise ValueError("the list broke off")
 
     with (
-        map_commands(source(), request=Request()) as run,
+        CommandRun(source(), request=Request()) as run,
         pytest.raises(ValueError, match="broke off"),
     ):
         list(run)
 
 
 def test_leaving_early_ends_what_runs_and_frees_the_leases(two_fakes):
-    with map_commands(["echo up; sleep 600", "true", "true"], request=Request()) as run:
+    with CommandRun(["echo up; sleep 600", "true", "true"], request=Request()) as run:
         next(iter(run))
     with LocalNode() as node:
         assert all(not state.leases for state in node.snapshot().devices)
@@ -71,7 +71,7 @@ def test_leaving_early_ends_what_runs_and_frees_the_leases(two_fakes):
 
 def test_what_was_left_out_is_said(use_box):
     use_box(device("cuda:0", "NVIDIA", "cuda"), device("rocm:0", "AMD", "rocm"), host())
-    with map_commands(["true"], request=Request()) as run:
+    with CommandRun(["true"], request=Request()) as run:
         assert [one.runtime for one in run.devices] == ["cuda"]
         assert {refusal.device_id for refusal in run.left_out} == {"rocm:0", "cpu:0"}
         list(run)
@@ -79,4 +79,4 @@ def test_what_was_left_out_is_said(use_box):
 
 def test_no_device_means_nothing_is_started(two_fakes):
     with pytest.raises(NeverAvailable, match=r"8\.0 GiB"):
-        map_commands(["true"], request=Request(memory_bytes=99 * GIB))
+        CommandRun(["true"], request=Request(memory_bytes=99 * GIB))

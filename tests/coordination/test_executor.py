@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import logging
 import os
 import signal
 import threading
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -259,6 +261,19 @@ def test_an_abandoned_map_cancels_what_has_not_begun(two_fakes):
         assert next(results) == 0
         results.close()
     assert live_leases() == []
+
+
+def test_a_map_whose_last_worker_died_holds_no_items(two_fakes):
+    """Rule: what is through is let go of while the executor lives on, however it ended."""
+    item = functions.Thing()
+    held = weakref.ref(item)
+    with GPUExecutor(max_attempts=1) as executor:
+        with pytest.raises(WorkerDied):
+            list(executor.map(functions.exit_quietly, [item]))
+        assert executor.submit(functions.double, 1).result(WAIT_SECONDS) == 2
+        del item
+        gc.collect()
+        assert held() is None
 
 
 def test_map_honours_its_timeout(two_fakes, tmp_path):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from exo.gpu.coordination.commands import map_commands
+from exo.gpu.coordination.commands import CommandRun
 from exo.gpu.coordination.job_recording import begin_job, record_map, resume_job
 from exo.gpu.coordination.jobs import JobState, find_journal, list_jobs, story_of, tries_of
 from exo.gpu.vocabulary.errors import JournalError, NoSuchJob
@@ -57,7 +57,7 @@ def test_every_try_at_a_command_is_recorded(two_fakes, tmp_path):
     recording = begin_job(os.environ, kind=JobKind.COMMANDS, templates={"": "x"})
     commands = ["true", "exit 3", "kill -9 $$"]
     policy = RetryPolicy(retries=1, max_attempts=2)
-    with map_commands(commands, request=Request(), retry=policy, on_begin=recording.begun) as run:
+    with CommandRun(commands, request=Request(), retry=policy, on_begin=recording.begun) as run:
         for done in run:
             recording.ended(done)
     recording.finish(complete=True)
@@ -85,7 +85,7 @@ def test_what_cannot_be_recorded_is_not_begun(two_fakes, tmp_path):
     ended = []
     with (
         pytest.raises(JournalError, match="no room"),
-        map_commands(commands, request=Request(), on_begin=on_begin) as run,
+        CommandRun(commands, request=Request(), on_begin=on_begin) as run,
     ):
         ended.extend(done.index for done in run)
     assert sorted(ended) == sorted(begun)
@@ -105,7 +105,7 @@ def test_a_source_that_breaks_harms_nothing_that_had_begun(two_fakes):
     seen = []
     with (
         pytest.raises(ValueError, match="broke off"),
-        map_commands(source(), request=Request()) as run,
+        CommandRun(source(), request=Request()) as run,
     ):
         seen.extend(done.index for done in run)
     assert sorted(seen) == [0, 1, 2]

@@ -190,3 +190,12 @@ def leave_trace(folder_and_number):
     with (Path(folder) / str(number)).open("a") as trace:
         trace.write("run\n")
     return number
+
+
+class Thing:
+    """An item that can be asked whether anybody still holds it."""
+
+
+def exit_quietly(_: object) -> None:
+    """Takes the worker down, as a library's crash would."""
+    os._exit(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -37,7 +38,23 @@ class Terminal:
             AssertionError: with what was shown, when it does not come.
 
         """
-        ends = time.monotonic() + ANSWER_SECONDS
+        return self._wait_for(pattern, ANSWER_SECONDS)
+
+    def press(self, keys: str, pattern: str) -> re.Match[str]:
+        """Type the same again every few seconds until what matches is shown.
+
+        Raises:
+            AssertionError: with what was shown, when it does not come.
+
+        """
+        for _ in range(5):
+            self.type(keys)
+            with contextlib.suppress(AssertionError):
+                return self._wait_for(pattern, ANSWER_SECONDS / 6)
+        return self.wait_for(pattern)
+
+    def _wait_for(self, pattern: str, patience_seconds: float) -> re.Match[str]:
+        ends = time.monotonic() + patience_seconds
         while (match := re.search(pattern, self.shown)) is None:
             ready, _, _ = select.select([self._line], [], [], max(0.0, ends - time.monotonic()))
             assert ready, f"{pattern!r} is not in {self.shown!r}"

@@ -39,6 +39,7 @@ NAMES = [
     "discover_gpu_devices",
     "lease",
     "map",
+    "plan_split",
 ]
 
 

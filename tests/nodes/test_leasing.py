@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from exo.gpu.nodes import awaited_memory, leasing
 from exo.gpu.nodes.local import LocalNode
+from exo.gpu.telemetry.sampling.observation import Observation
 from exo.gpu.vocabulary.errors import LeaseKept, NoSuchLease, NotNow
 from exo.gpu.vocabulary.lease import Waiter
 from exo.gpu.vocabulary.request import Request
@@ -293,3 +294,18 @@ def test_a_lease_may_end_at_a_time_that_was_asked_for(box):
     until(lambda: not node.leases())
     assert taken(node)
     node.release(held)
+
+
+def test_under_a_watch_an_ended_lease_keeps_its_device_no_longer_than_without(box):
+    """Rule: who watches asks the device anew where a lease has ended, instead of waiting it out."""
+    node, heard = box.node(), threading.Event()
+    node.watch(
+        lambda event: heard.set() if isinstance(event, Observation) else None,
+        cadence_seconds=0.2,
+        search_seconds=60.0,
+        max_history=10,
+    )
+    assert heard.wait(WAIT_SECONDS)
+    for _ in range(3):
+        node.release(taken(node, wait_seconds=0))
+    node.unwatch()

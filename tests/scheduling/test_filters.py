@@ -48,17 +48,17 @@ class TestNames:
         assert "'cuda:9'" in one.reason
 
     def test_an_unknown_name_is_told_with_the_near_spelling_and_what_is_here(self):
-        (one,) = unknown_names(snapshot(self.card), Request(devices=("cuda:00",)))
+        (one,) = unknown_names(snapshot(self.card), ("cuda:00",))
         assert one.device_id == "cuda:00"
         assert "did you mean 'cuda:0'?" in one.reason
         assert "here: cuda:0" in one.reason
 
     def test_with_no_devices_at_all_it_says_none(self):
-        (one,) = unknown_names(snapshot(), Request(devices=("cuda:0",)))
+        (one,) = unknown_names(snapshot(), ("cuda:0",))
         assert "here: none" in one.reason
 
     def test_no_names_no_complaint(self):
-        assert unknown_names(snapshot(self.card), Request()) == ()
+        assert unknown_names(snapshot(self.card), ()) == ()
 
 
 def test_another_class_is_refused_for_ever():

@@ -45,7 +45,7 @@ def card(index, leases=(), *, used=0, **more):
     )
 
 
-def lease(index, gib=None, *, name="old", at=0.0, exclusive=False):
+def lease(index, gib=None, *, name="old", at=0.0, exclusive=False, expected=None):
     return Lease(
         lease_id=name,
         device_id=f"cuda:{index}",
@@ -55,6 +55,7 @@ def lease(index, gib=None, *, name="old", at=0.0, exclusive=False):
         exclusive=exclusive,
         used_before_bytes=0,
         granted_seconds=at,
+        expected_seconds=expected,
     )
 
 
@@ -127,6 +128,24 @@ def test_passers_add_up():
     once = card(0, [lease(0, 10), lease(0, 3, name="passer", at=6.0)])
     assert turn([head], waiter("small", 1, at=7.0), once).decision.chosen == ("cuda:0",)
     assert turn([head], waiter("small", 2, at=7.0), once).decision.chosen == ()
+
+
+def test_who_ends_before_the_first_can_begin_passes():
+    """Rule (EASY backfill): by what both said; who said nothing, or would be late, waits."""
+    head = waiter("head", count=2, exclusive=True, at=0.0)
+    cards = (card(0), card(1, [lease(1, exclusive=True, at=5.0, expected=3600.0)]))
+
+    def chosen(*held, **asked):
+        asker = waiter("passer", exclusive=True, at=1e6, **asked)
+        return turn([head], asker, *(held or cards)).decision.chosen
+
+    assert chosen(expected_seconds=3595.0) == ("cuda:0",)
+    assert chosen(expected_seconds=3596.0) == ()
+    assert chosen() == ()
+    silent = (card(0), card(1, [lease(1, exclusive=True, at=5.0)]))
+    late = (card(0), card(1, [lease(1, exclusive=True, at=5.0, expected=4.0)]))
+    assert chosen(*silent, expected_seconds=1.0) == ()
+    assert chosen(*late, expected_seconds=1.0) == ()
 
 
 def test_what_is_kept_for_a_whole_card_is_kept_whole():

@@ -6,7 +6,7 @@ import itertools
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from exo.gpu.scheduling.selector import DeviceSelector, explain, select, select_many
@@ -305,6 +305,8 @@ def test_measured_speed_decides_between_equals_only(states, request, figures):
         for one, figure in zip(states, figures, strict=False)
     ]
     plain, decision = select(snapshot(*states), request), select(snapshot(*measured), request)
+    # Of equals with one memory behind them, the slower one is the one that finds no room beside.
+    assume(not any("shares its memory" in one.reason for one in plain.refusals))
     assert decision.refusals == plain.refusals
     assert sorted(order(decision)) == sorted(order(plain))
     assert [one.total for one in decision.ranking] == [one.total for one in plain.ranking]

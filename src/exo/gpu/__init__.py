@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from exo.gpu.coordination.executor import GPUExecutor
     from exo.gpu.coordination.leases import lease
     from exo.gpu.coordination.map_call import map_items as map  # noqa: A004 - its public name
+    from exo.gpu.coordination.splitting import plan_split
     from exo.gpu.discovery import GPUDiscoveryService, discover_gpu_devices
     from exo.gpu.execution.pinning import current_device
     from exo.gpu.factory import GPUBackendFactory, detect_available_backends
@@ -86,6 +87,7 @@ _HOMES: dict[str, str | tuple[str, str]] = {
     "discover_gpu_devices": "discovery",
     "lease": "coordination.leases",
     "map": ("coordination.map_call", "map_items"),
+    "plan_split": "coordination.splitting",
 }
 
 __all__ = [
@@ -125,6 +127,7 @@ __all__ = [
     "discover_gpu_devices",
     "lease",
     "map",
+    "plan_split",
 ]
 
 

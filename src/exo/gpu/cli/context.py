@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +19,8 @@ from exo.gpu.cli.request_options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
+    from pathlib import Path
 
     from click.shell_completion import CompletionItem
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "count_option",
+    "drawing",
     "duration",
     "duration_from",
     "files",
@@ -57,6 +60,26 @@ def left_out_line(left_out: Iterable[Refusal]) -> str:
     parts = (f"{', '.join(ids)} (of another {rule})" for rule, ids in by_rule.items())
     text = ", ".join(parts)
     return f"left out: {text}; --all-devices or --device takes them" if text else ""
+
+
+@contextmanager
+def drawing(path: Path) -> Generator[None]:
+    """Around what draws a picture for ``--plot`` with matplotlib.
+
+    Raises:
+        BackendUnavailable: where that is not installed, with what installs it.
+        UsageError: for a name whose ending is no kind of picture.
+
+    """
+    from exo.gpu.vocabulary.errors import BackendUnavailable
+
+    try:
+        yield
+    except ImportError as error:
+        hint = "pip install 'exo-gpu[plot]'"
+        raise BackendUnavailable("--plot needs matplotlib, which is not here", hint) from error
+    except ValueError as error:
+        raise click.UsageError(f"--plot: {path} cannot be drawn: {error}") from error
 
 
 def snapshot_of(node: Node) -> Snapshot:

@@ -40,8 +40,8 @@ def job_title(job: JobSummary) -> str:
     return " ".join((job.name or " / ".join(dict.fromkeys(job.templates.values()))).split())
 
 
-def job_page(story: JobStory, *, width: int = WIDTH) -> str:
-    """All there is to say of a job."""
+def job_page(story: JobStory, failures: Sequence[ItemEnded] = (), *, width: int = WIDTH) -> str:
+    """All there is to say of a job, with the last try at items that failed, or some of them."""
     job = story.summary
     left = "an unknown number" if job.left is None else str(job.left)
     rows = [
@@ -70,6 +70,15 @@ def job_page(story: JobStory, *, width: int = WIDTH) -> str:
         lines += ["", f"{'DEVICE':<16} {'TRIES':>9} {'SECONDS':>12}"]
         for device_id, figures in sorted(job.devices.items()):
             lines.append(f"{device_id:<16} {figures.tries:>9} {figures.seconds:>12.1f}")
+    if failures:
+        lines += ["", f"{'FAILED':<8} {'DEVICE':<16} {'TRIES':>5}  REASON"]
+        for one in failures:
+            reason = " ".join((one.reason or one.cause or one.ending).split())
+            row = f"{one.item + 1:<8} {one.device_id or UNKNOWN:<16} {one.attempt:>5}  {reason}"
+            lines.append(row if len(row) <= width else f"{row[: width - 1]}…")
+        more = job.failed - len(failures)
+        if more > 0:
+            lines.append(f"and {more} more")
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from exo.gpu.scheduling.job_queue import Turn
+    from exo.gpu.vocabulary.forecast import MemoryAdvice
     from exo.gpu.vocabulary.lease import Lease, Waiter
 
 _INDENT = " " * 4
@@ -44,7 +45,7 @@ def line_table(line: Iterable[tuple[Waiter, Turn]]) -> str:
     return "\n".join(text)
 
 
-def why_held(lease: Lease) -> str:
+def why_held(lease: Lease, advice: MemoryAdvice | None = None) -> str:
     """A lease waits for nothing: who has it, and what on."""
     if lease.settling:
         text = (
@@ -57,10 +58,11 @@ def why_held(lease: Lease) -> str:
             f"since {moment(lease.taken_at)}, and ends with the last process under it."
         )
     details = "; ".join(_lease_details(lease))
-    return "\n".join([*_wrapped(text, ""), *_wrapped(details, _INDENT)])
+    lines = [*_wrapped(text, ""), *_wrapped(details, _INDENT)]
+    return "\n".join([*lines, *_wrapped(_memory_words(lease.memory_bytes, advice), _INDENT)])
 
 
-def why_waiting(waiter: Waiter, turn: Turn) -> str:
+def why_waiting(waiter: Waiter, turn: Turn, advice: MemoryAdvice | None = None) -> str:
     """The place in the line, who is before it, and what each device says."""
     place = len(turn.ahead) + 1
     lines = _wrapped(
@@ -80,7 +82,21 @@ def why_waiting(waiter: Waiter, turn: Turn) -> str:
     for refusal in turn.decision.refusals:
         when = "never" if refusal.permanent else "not now"
         lines += _wrapped(f"{refusal.device_id} [{refusal.rule}, {when}] {refusal.reason}", "  ")
+    lines += _wrapped(_memory_words(waiter.request.memory_bytes, advice), "  ")
     return "\n".join(lines)
+
+
+def _memory_words(declared_bytes: int | None, advice: MemoryAdvice | None) -> str:
+    """Declared against seen; empty where nothing was seen of the kind."""
+    if advice is None:
+        return ""
+    declared = "none" if declared_bytes is None else format_size(declared_bytes)
+    runs = "1 run" if advice.samples == 1 else f"{advice.samples} runs"
+    return (
+        f"memory: declared {declared}; 99 % of {runs} of its kind took "
+        f"{format_size(advice.seen_bytes)} at most, {format_size(advice.advised_bytes)} with a "
+        "margin ('--memory auto' asks for that)"
+    )
 
 
 def _lease_row(lease: Lease) -> tuple[str, ...]:

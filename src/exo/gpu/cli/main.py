@@ -29,6 +29,7 @@ COMMANDS = {
     "select": "Choose devices for a piece of work, and say why.",
     "run": "Run a command pinned to the device that suits it best.",
     "map": "Run a command for every item, spread over the devices.",
+    "split": "Split one model over unlike devices, and say why so.",
     "cordon": "Keep a device out of scheduling.",
     "uncordon": "Take a device back into scheduling.",
     "drain": "Let what runs on a device finish, and begin nothing new there.",
@@ -38,6 +39,8 @@ COMMANDS = {
     "why": "Say what a waiting command waits for.",
     "config": "Show every setting, and where its value comes from.",
     "watch": "Sample every device over and over.",
+    "simulate": "Run a recorded workload on paper, under one policy or another.",
+    "serve": "Show this machine to the browser, to Prometheus and to programs.",
     "cluster": "Make many machines one, and see them.",
     "completion": "Print the completion script for bash, zsh or fish.",
 }

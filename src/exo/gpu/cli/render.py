@@ -239,6 +239,7 @@ def doctor_report(findings: Mapping[str, Any], *, width: int = WIDTH) -> str:
         rows.append(("", store["problem"]))
     rows += _cordon_rows(findings["cordons"])
     rows += _registry_rows(findings["registry"])
+    rows.append(("history", _history_words(findings["history"])))
     rows += _extra_rows(findings["extras"])
     rows += [("variable", f"{name}={value}") for name, value in findings["variables"].items()]
     rows += [("warning", text) for text in findings["warnings"]]
@@ -282,6 +283,12 @@ def _registry_rows(registry: Mapping[str, str] | None) -> Iterable[tuple[str, st
         yield "registry", registry["path"]
         if registry["problem"]:
             yield "", registry["problem"]
+
+
+def _history_words(history: Mapping[str, Any]) -> str:
+    size_bytes = history["size_bytes"]
+    held = "none yet; 'exo-gpu watch' keeps one" if size_bytes is None else format_size(size_bytes)
+    return f"{history['path']} ({held})"
 
 
 def _extra_rows(extras: Sequence[Mapping[str, Any]] | None) -> Iterable[tuple[str, str]]:

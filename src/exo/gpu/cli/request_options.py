@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from exo.gpu.vocabulary.request import Request
 
+AUTO = "auto"
+"""For the memory that was learned of a kind of work."""
+
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
 
@@ -33,6 +36,11 @@ def size(ctx: click.Context, option: click.Parameter, text: str | None) -> int |
     except InvalidValue as error:
         raise click.UsageError(str(error), ctx) from None
     return parsed
+
+
+def size_or_auto(ctx: click.Context, option: click.Parameter, text: str | None) -> int | str | None:
+    """As :func:`size`, or ``auto``; a click callback."""
+    return AUTO if text == AUTO else size(ctx, option, text)
 
 
 def duration(ctx: click.Context, option: click.Parameter, text: str | None) -> float | None:
@@ -164,10 +172,16 @@ _REQUEST_OPTIONS = (
     ),
     click.option(
         "--memory",
-        callback=size,
+        callback=size_or_auto,
         metavar="SIZE",
-        help="Device memory needed in total, such as 8GiB, 8GB or 500MiB; without it, one of the "
-        "device's slots is taken instead.",
+        help="Device memory needed in total, such as 8GiB, 8GB or 500MiB; 'auto' for what work of "
+        "this kind was seen to take; without it, one of the device's slots is taken instead.",
+    ),
+    click.option(
+        "--kind",
+        metavar="TEXT",
+        help="What kind of work it is, to learn and to tell its time and memory by; else its own "
+        "words.",
     ),
     click.option(
         "--share",
@@ -282,11 +296,19 @@ _REQUEST_OPTIONS = (
         "--priority", type=int, metavar="N", help="The higher is served first where work waits."
     ),
     click.option(
+        "--expect",
+        "expected_seconds",
+        callback=duration,
+        metavar="TIME",
+        help="How long it will take, such as 20m: less work is served first where work waits.",
+    ),
+    click.option(
         "--policy",
         shell_complete=_completing(_policy_names),
         metavar="NAME",
         help="How devices are weighed: balanced (the default, unless another is set), fastest, "
-        "coolest, pack, spread, efficient, or one that a package brings.",
+        "coolest, pack, spread, fragmentation, efficient, soonest (by what was learned of --kind), "
+        "or one that a package brings.",
     ),
 )
 
@@ -362,6 +384,10 @@ def make_request(holder: str, options: dict[str, Any]) -> Request:
         if name in Request.__struct_fields__
         and not (value is None or value is False or value == ())
     }
+    if given.get("memory_bytes") == AUTO:
+        from exo.gpu.cli.learned_memory import memory_fields
+
+        given |= memory_fields(given.get("kind", ""))
     base: Request | None = options.get("base")
     if base is None:
         if "policy" not in given:

@@ -63,10 +63,12 @@ class Sent:
 
     __slots__ = (
         "count",
+        "failed",
         "heard_at",
         "is_alone",
         "items",
         "kind",
+        "name",
         "recalled",
         "reported",
         "sent_at",
@@ -75,16 +77,19 @@ class Sent:
     )
 
     def __init__(
-        self, work_id: int, items: Sequence[int], kind: Hashable, span: Span | None
+        self, work_id: int, items: Sequence[int], kind: Hashable, span: Span | None, name: str
     ) -> None:
+        """``name`` is what its kind of work is remembered by; empty for none."""
         self.work_id = work_id
         self.items = items
         self.kind = kind
+        self.name = name
         self.span = span
         self.count = len(items)
         """How many it has, less those that were taken back."""
         self.is_alone = self.count == 1
         self.reported = 0
+        self.failed = False  # whether one of its items did
         self.recalled = False  # whether it was asked to give back what waits
         self.sent_at = self.heard_at = time.perf_counter()
 

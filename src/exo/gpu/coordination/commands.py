@@ -76,8 +76,8 @@ class CommandRun:
 
     With ``wait_seconds`` the first device is waited for in the line. ``retry`` says what of the
     commands that fail is tried again, of which ``on_retry`` hears in words, and one that takes
-    longer than ``timeout_seconds`` has failed. ``on_begin`` is called before a command's first
-    process starts. Both are called on another thread, as is ``on_device_lost``, which hears of a
+    longer than ``timeout_seconds`` has failed. ``on_begin`` is called before each process of a
+    command starts. Both are called on another thread, as is ``on_device_lost``, which hears of a
     device that a command found gone.
 
     Raises:
@@ -220,6 +220,8 @@ class CommandRun:
         texts: list[str] = []
 
         def text(slot: int, device: GPUDevice) -> str:
+            if texts:  # another try: its start is told of as the first one's was
+                self._tell_begun(command)
             # A slot that was opened later, for a command that needs more memory, is new here.
             lane = self._lanes.setdefault(slot, Lane(len(self._lanes) + 1, device))
             texts[:] = [command.text(lane)]
@@ -253,12 +255,18 @@ class CommandRun:
         if self._winding_down:
             self._ended.put(None)
             return False
+        if not self._tell_begun(command):
+            self._ended.put(None)
+            return False
+        return True
+
+    def _tell_begun(self, command: Command) -> bool:
+        """Say that a process of a command is about to start; False where that failed."""
         try:
             if self._on_begin is not None:
                 self._on_begin(command)
         except Exception as error:  # noqa: BLE001 - whoever is told may fail: that is the reader's
             self._ended.put(error)
-            self._ended.put(None)
             return False
         return True
 
@@ -275,31 +283,3 @@ _Event = CommandDone | Exception | _SourceEnded | None
 
 def _plain(index: int, text: str) -> Command:
     return Command(index, lambda _: text)
-
-
-def map_commands(
-    commands: Iterable[str | Command],
-    *,
-    request: Request | tuple[Request, ...],
-    node: Node | None = None,
-    slots: int | None = None,
-    wait_seconds: float | None = None,
-    retry: RetryPolicy | None = None,
-    timeout_seconds: float | None = None,
-    on_begin: Callable[[Command], None] | None = None,
-    on_retry: Callable[[int, str], None] | None = None,
-    on_device_lost: Callable[[GPUDevice, str], None] | None = None,
-) -> CommandRun:
-    """Run shell commands over the devices that a request allows; see :class:`CommandRun`."""
-    return CommandRun(
-        commands,
-        request=request,
-        node=node,
-        slots=slots,
-        wait_seconds=wait_seconds,
-        retry=retry,
-        timeout_seconds=timeout_seconds,
-        on_begin=on_begin,
-        on_retry=on_retry,
-        on_device_lost=on_device_lost,
-    )

@@ -18,7 +18,9 @@ from exo.gpu.coordination.feeding import Feeder
 from exo.gpu.coordination.items import Job
 from exo.gpu.coordination.map_run import MapRun
 from exo.gpu.coordination.open_slots import OpenSlots
+from exo.gpu.coordination.outcomes_learned import OutcomesLearned
 from exo.gpu.coordination.picky_jobs import PickyJobs
+from exo.gpu.coordination.slots import common_request
 from exo.gpu.coordination.tries import Tries
 from exo.gpu.execution.successes import Successes
 from exo.gpu.nodes.transport import FarNode
@@ -27,7 +29,6 @@ from exo.gpu.scheduling.scheduler import PullScheduler
 from exo.gpu.vocabulary.errors import ExecutorClosed, WorkerDied
 from exo.gpu.vocabulary.job import (
     Ending,
-    Outcome,
     SlotAcknowledged,
     SlotChunk,
     SlotDied,
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Dispatcher", "Job"]
-
 Entries = list[Job | MapRun]
 
 
@@ -62,10 +61,6 @@ class _Close(msgspec.Struct, frozen=True):
 
 class _Cancel(msgspec.Struct, frozen=True):
     item: int
-
-
-class _Nudge(msgspec.Struct, frozen=True):
-    """What can be sent next has changed."""
 
 
 class Dispatcher:
@@ -110,7 +105,7 @@ class Dispatcher:
         retry = retry or RetryPolicy(max_attempts=max_attempts)
         far_seconds = node.latency_seconds if isinstance(node, FarNode) else 0.0
         self._scheduler = PullScheduler(max_attempts=retry.max_attempts, far_seconds=far_seconds)
-        self._inbox: queue.SimpleQueue[Entries | SlotEvent | _Close | _Cancel | _Nudge] = (
+        self._inbox: queue.SimpleQueue[Entries | SlotEvent | _Close | _Cancel | None] = (
             inbox or queue.SimpleQueue()
         )
         self._endings = Endings(
@@ -120,11 +115,14 @@ class Dispatcher:
             on_retry=on_retry,
             on_device_lost=on_device_lost,
         )
-        self._picky = PickyJobs(node, _common(requests))
+        self._picky = PickyJobs(node, common_request(requests))
         self.numbers = Numbers()
         """Numbers of items, for whoever makes jobs."""
         self._closing: _Close | None = None
         self._over = False
+        # Waited for in place of the thread: until Python 3.13 an interrupted join counts as one
+        # that came to its end, and the next one would not wait.
+        self._ended = threading.Event()
         self._door = threading.Lock()  # between adding a job and the end of the last one
         self._problem = ""
         self._failure: BaseException | None = None
@@ -140,7 +138,10 @@ class Dispatcher:
             raise
         self.left_out = self._pool.left_out
         self._slots = self._pool.live
-        self._feeder = Feeder(node, self._scheduler, self._wants, self.numbers, self._slots)
+        self._learned = OutcomesLearned(requests[0].kind)
+        self._feeder = Feeder(
+            node, self._scheduler, self._wants, self.numbers, self._slots, learned=self._learned
+        )
         self._sent = self._feeder.jobs
         self._tries = Tries(self._endings, self._pool, self._feeder, self._scheduler, self._picky)
         self._starting = set(self._slots)
@@ -176,7 +177,7 @@ class Dispatcher:
 
     def nudge(self) -> None:
         """Look again at what can be sent; returns at once."""
-        self._inbox.put(_Nudge())
+        self._inbox.put(None)
 
     def close(self, *, kill: bool = False, drop: bool = False, wait: bool = True) -> None:
         """End once all jobs have ended, or with ``kill`` now; harmless twice.
@@ -185,6 +186,7 @@ class Dispatcher:
         """
         self._inbox.put(_Close(kill, drop))
         if wait and threading.current_thread() is not self._thread:
+            self._ended.wait()
             self._thread.join()
 
     def _serve(self) -> None:
@@ -202,9 +204,13 @@ class Dispatcher:
             self._pool.close(kill=kill)
         except BaseException as error:
             self._failure = error
+            self._pool.close(kill=True)
             raise
         finally:
-            self._leave()
+            try:
+                self._leave()
+            finally:
+                self._ended.set()
 
     def _look_seconds(self) -> float | None:
         """How long to wait for events; None: as long as it takes."""
@@ -222,6 +228,7 @@ class Dispatcher:
         broken = f"the executor broke: {self._failure!r}"
         self._end_all(broken if self._failure else "the executor was shut down before it ended")
         self.started.set()
+        self._learned.keep()
         if self._own_node:
             self._node.close()
 
@@ -230,7 +237,7 @@ class Dispatcher:
             return False
         return self._closing.kill or not self._feeder.has_work
 
-    def _handle(self, event: Entries | SlotEvent | _Close | _Cancel | _Nudge) -> None:
+    def _handle(self, event: Entries | SlotEvent | _Close | _Cancel | None) -> None:
         match event:
             case list():
                 self._feeder.add(event)
@@ -238,8 +245,8 @@ class Dispatcher:
                 self._close_soon(event)
             case _Cancel():
                 self._cancel(event.item)
-            case _Nudge():
-                pass
+            case None:
+                pass  # what can be sent next has changed
             case _:
                 self._hear(event)
 
@@ -274,6 +281,7 @@ class Dispatcher:
         self._feeder.unfold(sent, [outcome.item for outcome in outcomes])
         for outcome in outcomes:
             sent.heard(1)
+            sent.failed = sent.failed or outcome.ending is not Ending.SUCCEEDED
             self._tries.ended(outcome, slot)
 
     def _items_recalled(self, event: SlotRecalled) -> None:
@@ -292,7 +300,7 @@ class Dispatcher:
         kill = event.kill or (self._closing is not None and self._closing.kill)
         self._closing = _Close(kill, event.drop)
         if event.drop:
-            self._feeder.keep(_begin)
+            self._feeder.keep(Job.wanted)
 
     def _slot_started(self, number: int) -> None:
         slot = self._slots.get(number)
@@ -311,6 +319,7 @@ class Dispatcher:
         sent = slot.works.popleft()
         slot.idle_at = time.perf_counter()
         self._feeder.unfold(sent, event.unfinished)
+        self._feeder.let_go_of(sent)
         self._tries.died(event, slot, sent)
 
     def _hand_on(self, chunk: SlotChunk) -> None:
@@ -334,7 +343,11 @@ class Dispatcher:
     def _slot_failed(self, event: SlotFailed) -> None:
         device = self._pool.devices[event.slot_id]
         self._problem = f"{device.device_id}: {event.reason}"
-        logger.warning("a slot of %s is given up: %s", device.device_id, _last_line(event.reason))
+        logger.warning(
+            "a slot of %s is given up: %s",
+            device.device_id,
+            event.reason.strip().rpartition("\n")[2],
+        )
         self._scheduler.close_slot(event.slot_id)
         slot = self._slots[event.slot_id]
         for number, sent in enumerate(reversed(slot.works)):
@@ -365,7 +378,7 @@ class Dispatcher:
 
     def _wants(self, job: Job) -> bool:
         """Whether a job is still to run; its end is told where it was cancelled meanwhile."""
-        if not _begin(job):
+        if not job.wanted():
             return False
         if job.cancelled:
             self._tries.withdraw(job)
@@ -382,29 +395,8 @@ class Dispatcher:
             self._tries.give_up(changes.hopeless, changes.why)
 
     def _end_all(self, reason: str) -> None:
-        now = time.time()
         self._picky.jobs.clear()
         self._picky.retired.clear()
         jobs = self._feeder.clear(WorkerDied(reason))
-        for job in filter(_begin, jobs):
-            died = Outcome(
-                item=job.item, ending=Ending.DIED, started_at=now, ended_at=now, reason=reason
-            )
-            job.end(died, job)
-
-
-def _common(requests: tuple[Request, ...]) -> Request:
-    """What several requests, for a runtime each, have in common."""
-    first = requests[0]
-    return first if len(requests) == 1 else msgspec.structs.replace(first, runtime=None)
-
-
-def _begin(job: Job) -> bool:
-    """Ask the job once whether it still wants to run."""
-    if not job.begun:
-        job.begun = job.begin()
-    return job.begun
-
-
-def _last_line(text: str) -> str:
-    return text.strip().rpartition("\n")[2]
+        for job in filter(Job.wanted, jobs):
+            self._tries.withdraw(job, reason, None)

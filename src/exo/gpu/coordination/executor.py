@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import concurrent.futures
 import itertools
 import os
@@ -18,6 +17,7 @@ from exo.gpu.coordination.items import Function, Job
 from exo.gpu.coordination.map_results import Done, MapResults, StreamedResults
 from exo.gpu.coordination.map_run import Mailbox, MapRun
 from exo.gpu.coordination.open_slots import OpenSlots
+from exo.gpu.coordination.program_end import end_with_program
 from exo.gpu.coordination.recorded_run import begin_run
 from exo.gpu.coordination.slots import tell_left_out
 from exo.gpu.coordination.wishes import Wishes, request_of
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from exo.gpu.coordination.cluster_side import ClusterSide
-    from exo.gpu.coordination.dispatcher import Dispatcher
     from exo.gpu.coordination.streaming import ChunkStream
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.decision import Refusal
@@ -146,8 +145,8 @@ class GPUExecutor(Executor):
         self._pending: weakref.WeakSet[GPUFuture[Any]] = weakref.WeakSet()
         self._closed = False
         # Forgotten or at the program's end: what was submitted is done, then the workers end.
-        weakref.finalize(self, _let_go, self._dispatcher).atexit = False
-        atexit.register(self._dispatcher.close)
+        weakref.finalize(self, self._dispatcher.close, wait=False).atexit = False
+        end_with_program(self._dispatcher)
         tell_left_out(self.devices, self.left_out)
 
     @property
@@ -288,12 +287,7 @@ class GPUExecutor(Executor):
     def as_completed(
         futures: Iterable[GPUFuture[Result]], timeout: float | None = None
     ) -> Iterator[GPUFuture[Result]]:
-        """The futures in the order in which they end.
-
-        Raises:
-            TimeoutError: when not all have ended ``timeout`` seconds after the call.
-
-        """
+        """The futures in the order in which they end; TimeoutError after ``timeout`` seconds."""
         return concurrent.futures.as_completed(futures, timeout)  # type: ignore[return-value]
 
     def chunks(self, fn: Callable[..., Iterable[Result]], /, *args: Any) -> ChunkStream[Result]:
@@ -356,7 +350,6 @@ class GPUExecutor(Executor):
             for run in list(self._maps):
                 if run.is_unread:
                     run.pump()
-        atexit.unregister(self._dispatcher.close)
         self._dispatcher.close(drop=cancel_futures, wait=wait)
 
     def __exit__(
@@ -365,11 +358,19 @@ class GPUExecutor(Executor):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait for all work; an interrupt ends the workers at once instead."""
-        ended = isinstance(error, (KeyboardInterrupt, SystemExit))
-        if ended:
-            self._dispatcher.close(kill=True)
-        self.shutdown(cancel_futures=ended)
+        """Wait for all work; an interrupt or a cancelled task ends the workers at once."""
+        if error is not None and not isinstance(error, (Exception, GeneratorExit)):
+            self._kill()
+            return
+        try:
+            self.shutdown(wait=True)
+        except (KeyboardInterrupt, SystemExit):
+            self._kill()
+            raise
+
+    def _kill(self) -> None:
+        self._dispatcher.close(kill=True)
+        self.shutdown(cancel_futures=True)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -394,8 +395,3 @@ class GPUExecutor(Executor):
         )
         self._maps.add(run)
         return run
-
-
-def _let_go(dispatcher: Dispatcher) -> None:
-    atexit.unregister(dispatcher.close)
-    dispatcher.close(wait=False)

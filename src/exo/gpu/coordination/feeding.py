@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from exo.gpu.coordination.cargo import Numbers, Sent, Slot, Span, batch_of
 from exo.gpu.coordination.items import Job
 from exo.gpu.coordination.map_run import MapRun
+from exo.gpu.coordination.outcomes_learned import OutcomesLearned
 from exo.gpu.scheduling.scheduler import PullScheduler
 from exo.gpu.vocabulary.job import Work
 
@@ -36,8 +37,11 @@ class Feeder:
         wants: Callable[[Job], bool],
         numbers: Numbers,
         slots: dict[int, Slot],
+        *,
+        learned: OutcomesLearned,
     ) -> None:
         """``wants`` says whether a job is still to run, right before it is sent."""
+        self._learned = learned
         self.slots = slots
         self.jobs: dict[int, Job] = {}
         """By item number: what was sent alone, or waits for another try."""
@@ -146,6 +150,8 @@ class Feeder:
             while queue:
                 entry = queue[0]
                 if isinstance(entry, Job):
+                    if entry.command is not None and slot.works:
+                        return False  # begun is what a journal calls it: not before it can
                     return self._send_first_jobs(queue, slot)
                 limit = self._scheduler.take(slot.number, entry.rest, entry.function.number).fresh
                 cut = entry.cut(limit, slot.number) if limit else None
@@ -187,7 +193,9 @@ class Feeder:
         """Send jobs that go together."""
         first = jobs[0]
         self.jobs.update({job.item: job for job in jobs})
-        sent = Sent(next(self._works), tuple(job.item for job in jobs), first.kind, None)
+        sent = Sent(
+            next(self._works), tuple(job.item for job in jobs), first.kind, None, _name_of(first)
+        )
         slot.works.append(sent)
         self._node.submit(
             slot.number,
@@ -207,7 +215,7 @@ class Feeder:
 
     def _send_span(self, slot: Slot, span: Span) -> None:
         run = span.run
-        sent = Sent(next(self._works), span.items, run.function.number, span)
+        sent = Sent(next(self._works), span.items, run.function.number, span, run.function.name)
         slot.works.append(sent)
         self._node.submit(
             slot.number,
@@ -234,9 +242,14 @@ class Feeder:
         now = time.perf_counter()
         seconds = now - max(sent.sent_at, slot.idle_at)
         self._scheduler.finished(slot.number, sent.reported, seconds, sent.kind)
+        self._learned.add(slot, sent, seconds)
         if sent is slot.works[0]:
             slot.idle_at = now
         slot.works.remove(sent)
+        self.let_go_of(sent)
+
+    def let_go_of(self, sent: Sent) -> None:
+        """A work is in no slot's hands any more, and with the last one of a map that map."""
         if sent.span is not None and sent.span.run.is_spent:
             self._runs_over(sent.span.run)
 
@@ -288,6 +301,13 @@ class Feeder:
         left = {slot.number: 1 + slot.waiting for slot in self.slots.values() if slot.works}
         number = self._scheduler.victim(left)
         return None if number is None else self.slots[number]
+
+
+def _name_of(job: Job) -> str:
+    """What a job's kind of work is remembered by: its function's name, where it has one."""
+    if job.function is not None:
+        return job.function.name
+    return job.kind if isinstance(job.kind, str) else ""
 
 
 def _go_together(first: Job, other: Job | MapRun) -> bool:

@@ -60,3 +60,9 @@ class Job(msgspec.Struct, eq=False):
     """What a further try asks for; None: as much as the first one."""
     without_devices: tuple[str, ...] = ()
     """Where a further try does not go."""
+
+    def wanted(self) -> bool:
+        """Whether it is still to run; asked of whoever gave it once."""
+        if not self.begun:
+            self.begun = self.begin()
+        return self.begun

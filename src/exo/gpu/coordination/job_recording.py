@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# A program may print anything before it ends; a record is no place for all of it.
+LONGEST_REASON = 500
+
 
 class JobRecording:
     """A journal that is being written, and what it says so far; safe from several threads."""
@@ -142,6 +145,7 @@ def attempt_records(done: CommandDone) -> list[ItemEnded]:
                 exit_status=status if status is not None and status >= 0 else None,
                 signal=-status if status is not None and status < 0 else None,
                 digest=done.digest,
+                reason=attempt.reason[:LONGEST_REASON],
             )
         )
     return records

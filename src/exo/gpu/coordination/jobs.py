@@ -209,3 +209,20 @@ def tries_of(path: Path) -> Iterator[ItemEnded | ChunkEnded]:
                 yield record
     finally:
         os.close(descriptor)
+
+
+def failures_of(path: Path, most: int) -> list[ItemEnded]:
+    """The last try at each item that has no success, by item; the first ones, at most so many.
+
+    Raises:
+        JournalError: when it cannot be read.
+
+    """
+    failed: dict[int, ItemEnded] = {}
+    tally = read_journal(path)[0].tally
+    for one in tries_of(path):
+        if isinstance(one, ItemEnded) and one.final and not tally.has_succeeded(one.item):
+            failed[one.item] = one
+            if len(failed) > 2 * most:
+                failed = dict(sorted(failed.items())[:most])
+    return [failed[item] for item in sorted(failed)[:most]]

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Unpack
 
 import msgspec
 
-from exo.gpu.coordination.slots import refusal
+from exo.gpu.coordination.slots import refusal, tell_remarks
 from exo.gpu.coordination.wishes import GangWishes, request_of
 from exo.gpu.execution.pinning import apply_changes
+from exo.gpu.nodes.foresight import SOONEST, foresight
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.nodes.policies import policies_for
 from exo.gpu.scheduling.selector import select
@@ -46,7 +47,12 @@ def decide(request: Request, *, node: Node | None = None) -> tuple[Decision, Sna
         with LocalNode() as opened:
             return decide(request, node=opened)
     snapshot = node.snapshot(others=request.exclusive)
-    return select(snapshot, request, policies=policies_for(request)), snapshot
+    if request.policy == SOONEST:
+        devices = [state.device for state in snapshot.devices]
+        snapshot = foresight(request, devices, os.environ)(snapshot)
+    decision = select(snapshot, request, policies=policies_for(request))
+    tell_remarks(decision)
+    return decision, snapshot
 
 
 @contextmanager
@@ -112,6 +118,7 @@ def take(
         lasts_seconds=None if expires is None else parse_duration(expires, "expires"),
         cancelled=cancelled,
     )
+    tell_remarks(grant.decision)
     if not grant.lease_ids:
         raise refusal(grant.decision)
 

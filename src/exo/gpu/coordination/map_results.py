@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from itertools import repeat
@@ -96,12 +97,13 @@ class Results(Iterator[Result], AsyncIterator[Result]):
         finally:
             self._drop()
 
+    @abstractmethod
     def _next_row(self) -> Iterable[Result] | None:
         """What comes next, as far as it is there; raises what came instead."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_over(self) -> bool:
-        raise NotImplementedError
+        """Whether nothing comes any more."""
 
     def _is_wanted(self) -> bool:
         return any(run.needs_reader() for run in self._runs)

@@ -84,7 +84,7 @@ def probe_devices(
             return probe_devices(devices, force=force, seconds=seconds, node=opened)
     named = Request(devices=tuple(devices))
     snapshot = node.snapshot()
-    if unknown_names(snapshot, named):
+    if unknown_names(snapshot, named.devices):
         raise refusal(select(snapshot, named))
     results: list[ProbeResult] = []
     refusals: dict[str, str] = {}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from exo.gpu.coordination.slots import refusal
+from exo.gpu.coordination.slots import refusal, tell_remarks
 from exo.gpu.nodes.leasing import place_words
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.nodes.overrun import OVERRUN_WAYS
@@ -118,17 +119,38 @@ def _run_once(
             listeners.on_wait(place_words(waiter, turn))
 
     grant = node.acquire(request, wait_seconds=plan.wait_seconds, on_wait=tell)
+    tell_remarks(grant.decision)
     if not grant.lease_ids:
         raise refusal(grant.decision)
     try:
         if listeners.on_start is not None:
             listeners.on_start(grant.decision)
-        return node.run_attached(
+        end = node.run_attached(
             argv,
             grant.lease_ids,
             overrun=plan.overrun,
             timeout_seconds=plan.timeout_seconds,
         )
+        _learn(request, end, node)
+        return end
     finally:
         for lease_id in grant.lease_ids:
             node.release(lease_id)
+
+
+def _learn(request: Request, end: CommandEnd, node: LocalNode) -> None:
+    """Keep what a command took; one that failed or ran on several devices says nothing of speed."""
+    if not request.kind or not end.device_ids:
+        return
+    from exo.gpu.nodes.experience import Ended, Experience, experience_path
+
+    hardware = {one.device_id: one.hardware_id for one in node.inventory().devices}
+    tells_speed = not end.returncode and len(end.device_ids) == 1
+    peaks = end.peak_device_bytes.values()
+    ended = Ended(
+        kind=request.kind,
+        hardware_id=hardware.get(end.device_ids[0], end.device_ids[0]),
+        seconds=end.seconds if tells_speed else None,
+        peak_bytes=max(peaks, default=None),
+    )
+    Experience(experience_path(os.environ)).learn([ended])

@@ -134,6 +134,8 @@ def _acquire_everywhere(
     """Lease what is free on every device that may serve; the decision on all, and the last one."""
     snapshot = node.snapshot(others=request.exclusive)
     decision = last = select(snapshot, request, policies=policies_for(request))
+    if not acquired:
+        tell_remarks(decision)
     if not decision.chosen:
         return decision, last
     devices = {state.device.device_id: state.device for state in snapshot.devices}
@@ -172,6 +174,18 @@ def _acquire_on(
             return grant.decision
         acquired.append((grant.lease_ids[0], device))
     return None
+
+
+def common_request(requests: Sequence[Request]) -> Request:
+    """What several requests, for a runtime each, have in common."""
+    first = requests[0]
+    return first if len(requests) == 1 else msgspec.structs.replace(first, runtime=None)
+
+
+def tell_remarks(decision: Decision) -> None:
+    """Log what the request names and is not here."""
+    for remark in decision.remarks:
+        logger.warning("%s", remark)
 
 
 def tell_left_out(used: Iterable[GPUDevice], left_out: Iterable[Refusal]) -> None:

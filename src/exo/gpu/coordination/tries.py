@@ -78,8 +78,10 @@ class Tries:
         else:
             self._scheduler.give_back((job.item,))
 
-    def withdraw(self, job: Job) -> None:
-        """A job that was cancelled before it was sent, or between two tries."""
+    def withdraw(
+        self, job: Job, reason: str = "it was cancelled", cause: Cause | None = Cause.CANCELLED
+    ) -> None:
+        """A job that ends before it was sent, or between two tries."""
         self._jobs.pop(job.item, None)
         now = time.time()
         outcome = Outcome(
@@ -87,8 +89,8 @@ class Tries:
             ending=Ending.DIED,
             started_at=now,
             ended_at=now,
-            reason="it was cancelled",
-            cause=Cause.CANCELLED,
+            reason=reason,
+            cause=cause,
         )
         job.end(outcome, job)
 

@@ -25,7 +25,12 @@ _LISTS = frozenset(
 )
 
 # The machine is the one that is asked, and only a probe goes where a cordon is.
-_KNOWN = frozenset(Request.__struct_fields__) - {*_SIZES.values(), "node", "despite_cordon"}
+_KNOWN = frozenset(Request.__struct_fields__) - {
+    *_SIZES.values(),
+    "node",
+    "despite_cordon",
+    "memory_basis",
+}
 
 
 class Wishes(TypedDict, total=False):
@@ -54,7 +59,9 @@ class Wishes(TypedDict, total=False):
     max_temperature_celsius: float | None
     affinity_key: str
     policy: str | None
+    kind: str
     priority: int
+    expected_seconds: float | None
     holder: str
 
 

@@ -55,7 +55,7 @@ class NodeAgent:
             self.sight.seen_since,
             self.sight.driver_list,
         )
-        self.desk = LeaseDesk(lambda: self.store_place, eyes, self._umbrella)
+        self.desk = LeaseDesk(lambda: self.store_place, eyes, self._umbrella, environ=self._environ)
         self.slots = SlotKeeper(self._environ, self.desk, self.sight.configuration)
 
     @property

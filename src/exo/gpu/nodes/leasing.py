@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from exo.gpu.execution.lease_store import LeaseStore
 from exo.gpu.execution.ledger_book import SETTLE_SECONDS
 from exo.gpu.nodes.awaited_memory import AwaitedMemory, Eyes
+from exo.gpu.nodes.foresight import SOONEST, foresight
 from exo.gpu.nodes.lease_report import measured, of_the_living, release_by_force
 from exo.gpu.nodes.overrun import HoldersWatch, OverrunWatch, Seen
 from exo.gpu.nodes.policies import policies_for
@@ -60,6 +62,7 @@ class LeaseDesk:
         eyes: Eyes,
         umbrella: tuple[str, ...] = (),
         clock: Callable[[], float] = time.monotonic,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.held: dict[str, HeldLease] = {}
         """The leases that were taken here and not given back yet, by id."""
@@ -68,6 +71,8 @@ class LeaseDesk:
         self._awaited = AwaitedMemory(eyes)
         self._umbrella = umbrella
         self._clock = clock
+        self._environ = os.environ if environ is None else environ
+        self._foresee: dict[Request, Callable[[Snapshot], Snapshot]] = {}
         self._store: LeaseStore | None = None
         self._watched: set[str] = set()
         self._holders = HoldersWatch(self._declared, self._measured, self._note)
@@ -119,6 +124,7 @@ class LeaseDesk:
         if request.exclusive:
             self._eyes.look_for_others()
         asker = self._asker(request)
+        self._look_ahead(request)
         attempt = self._attempt(asker, lasts_seconds)
         while attempt.hopeful and self._clock() < begun + patience and not cancelled():
             time.sleep(SETTLING_POLL_SECONDS)
@@ -284,6 +290,9 @@ class LeaseDesk:
 
     def _turn(self, book: Book, asker: Waiter, leases: tuple[Lease, ...]) -> tuple[Snapshot, Turn]:
         snapshot = self._eyes.assemble(leases)
+        foresee = self._foresee.get(asker.request)
+        if foresee is not None:
+            snapshot = foresee(snapshot)
         policies = policies_for(asker.request)
         if not book.waiters:
             decision = select(snapshot, asker.request, policies=policies, brief=True)
@@ -291,6 +300,12 @@ class LeaseDesk:
                 decision = select(snapshot, asker.request, policies=policies)
             return snapshot, Turn(decision=decision)
         return snapshot, take_turn(book.waiters, asker, snapshot, book.now_seconds, policies)
+
+    def _look_ahead(self, request: Request) -> None:
+        """Read what was learned, before the ledger is held, where the policy goes by it."""
+        self._foresee.clear()
+        if request.policy == SOONEST:
+            self._foresee[request] = foresight(request, self._eyes.devices(), self._environ)
 
     def _is_hopeful(self, book: Book, asker: Waiter) -> bool:
         working = tuple(lease for lease in book.leases if not lease.settling)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("exo.gpu.nodes.returning")
 
 # Drivers return memory within tenths of a second; a reading costs about a millisecond.
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.01
 
 
 # A driver that takes longer is not waited for.

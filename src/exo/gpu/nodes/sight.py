@@ -237,7 +237,8 @@ class NodeSight:
     def seen_since(self, device_id: str) -> float | None:
         """The monotonic time at which the reading of a device's newest sample began.
 
-        A watch tells only when samples came: then it is that of the last one that was asked for.
+        A watch does not tell when it read: then it is that of the last reading asked for here, or
+        0, so that whoever has to know what is newer asks anew.
         """
         heard = self._watch is not None and self._collector.get_metrics(device_id) is not None
         return self._read_begun.get(device_id, 0.0 if heard else None)

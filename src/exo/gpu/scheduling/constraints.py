@@ -20,22 +20,35 @@ def names_of(device: GPUDevice) -> tuple[str, ...]:
     return (device.device_id, device.hardware_id, *device.aliases)
 
 
-def unknown_names(snapshot: Snapshot, request: Request) -> tuple[Refusal, ...]:
-    """A refusal for each device in the request that is not here, with the near spelling."""
-    if not request.devices:
+def unknown_names(snapshot: Snapshot, names: Iterable[str]) -> tuple[Refusal, ...]:
+    """A refusal for each of these devices that is not here, with the near spelling."""
+    if not names:
         return ()
     known = [name for state in snapshot.devices for name in names_of(state.device)]
     here = ", ".join(state.device.device_id for state in snapshot.devices) or "none"
-    return _unknown("name", "no device here is called", request.devices, known, here)
+    return _unknown("name", "no device here is called", names, known, here)
 
 
-def unknown_labels(snapshot: Snapshot, request: Request) -> tuple[Refusal, ...]:
-    """A refusal for each label in the request that no device here has, with the near spelling."""
-    if not request.labels:
+def unknown_labels(snapshot: Snapshot, labels: Iterable[str]) -> tuple[Refusal, ...]:
+    """A refusal for each of these labels that no device here has, with the near spelling."""
+    if not labels:
         return ()
     known = sorted({label for state in snapshot.devices for label in state.settings.labels})
     here = ", ".join(known) or "none"
-    return _unknown("label", "no device here has the label", request.labels, known, here)
+    return _unknown("label", "no device here has the label", labels, known, here)
+
+
+def remarks_on(snapshot: Snapshot, request: Request) -> tuple[str, ...]:
+    """What a request rules out or prefers, but nothing here is called, with the near spelling.
+
+    That may be meant, as where a card is away: so it is said, and refuses nothing.
+    """
+    names = dict.fromkeys((*request.without_devices, *request.prefer))
+    unknown = (
+        *unknown_names(snapshot, names),
+        *unknown_labels(snapshot, request.without_labels),
+    )
+    return tuple(one.reason for one in unknown)
 
 
 def contradictions(request: Request) -> tuple[Refusal, ...]:
@@ -75,7 +88,7 @@ def by_name(state: DeviceState, snapshot: Snapshot, request: Request) -> Refusal
         return None
     if not set(names_of(state.device)).intersection(request.devices):
         return never(state, "device", "is not among the devices named")
-    unknown = unknown_names(snapshot, request)
+    unknown = unknown_names(snapshot, request.devices)
     if unknown:
         missing = ", ".join(repr(refusal.device_id) for refusal in unknown)
         return never(state, "device", f"is named together with {missing}, which is not here")

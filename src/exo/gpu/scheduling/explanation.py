@@ -139,6 +139,8 @@ def _joined(refusals: Sequence[Refusal]) -> str:
 def _request_words(request: Request) -> str:
     nothing = "memory not declared" if request.share is None else ""
     memory = f"memory {format_size(request.memory_bytes)}" if request.memory_bytes else nothing
+    if request.memory_basis:
+        memory += f" ({request.memory_basis})"
     devices = "1 device" if request.count == 1 else f"{request.count} devices"
     words = [memory, devices, "alone on it" if request.exclusive else ""]
     words += [text.format(value) for text, value in _wishes(request) if value not in {None, ""}]
@@ -169,6 +171,7 @@ def _wishes(request: Request) -> Iterator[tuple[str, object]]:
         yield "joined by {}", "" if joined is Interconnect.ANY else joined.replace("_", " ")
     yield "preferably {}", " or ".join(request.prefer)
     yield "warm for {!r} if possible", request.affinity_key
+    yield "of kind {!r}", request.kind
     yield "policy {}", "" if request.policy == DEFAULT_POLICY else request.policy
 
 

@@ -2,7 +2,8 @@
 
 Identical to the plain definition, at a price that hardly grows with the number of devices. What
 it does not answer itself is handed to the plain definition: several devices at once, cores or
-memory of the machine beside a device, and policies that bring filters of their own.
+memory of the machine beside a device, and policies that bring filters of their own or look at
+more than one device.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ class FastSelector:
         if (
             request.count > 1
             or policy.filters
+            or policy.asking
             or request.host_memory_bytes is not None
             or request.host_cpus is not None
         ):

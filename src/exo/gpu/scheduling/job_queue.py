@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -18,6 +19,16 @@ from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 # What one step of priority is worth. Ageing in one number: two steps more are overtaken by ten
 # minutes of waiting more, so nobody waits for ever, however many important ones come.
 PRIORITY_SECONDS = 300.0
+
+# What more work counts as, in seconds of having come later. Twice the work is 76 hours (the
+# logarithm): short work goes first, which keeps the mean wait least, while long work keeps nearly
+# the order in which it came, so that the worst wait stays that of first come, first served. What
+# is longest pays for that (the fifth of its length). Chosen by benchmarks/bench_online.py.
+LOGARITHM_SECONDS = 110 * 3600.0
+LENGTH_FACTOR = 0.2
+
+# What one of unknown length is taken to need, so that those stand among themselves as they came.
+UNKNOWN_DEVICE_SECONDS = 1800.0
 
 # How many of those ahead are looked at in one decision. Who stands behind more waits for the
 # line to grow shorter: a decision is a few dozen choices at most.
@@ -41,8 +52,35 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def place_in_line(waiter: Waiter) -> tuple[float, int]:
-    """The smaller goes first: who came earlier, where each step of priority counts as minutes."""
-    return (waiter.arrived_seconds - PRIORITY_SECONDS * waiter.request.priority, waiter.number)
+    """The smaller goes first; see :func:`place_of`."""
+    request = waiter.request
+    expected = request.expected_seconds
+    place = place_of(
+        waiter.arrived_seconds,
+        request.priority,
+        None if expected is None else expected * request.count,
+    )
+    return (place, waiter.number)
+
+
+def place_of(
+    arrived_seconds: float, priority: int = 0, expected_device_seconds: float | None = None
+) -> float:
+    """A place in the line, as if everybody had only come at some time.
+
+    Who came earlier goes first, where each step of priority counts as minutes, and less work as
+    having come earlier.
+    """
+    place = arrived_seconds - PRIORITY_SECONDS * priority
+    if expected_device_seconds is None:
+        return place
+    return place + _later_seconds(expected_device_seconds) - _later_seconds(UNKNOWN_DEVICE_SECONDS)
+
+
+def _later_seconds(device_seconds: float) -> float:
+    """How much later so much work counts as having come than none at all."""
+    logarithm = math.log1p(device_seconds / UNKNOWN_DEVICE_SECONDS)
+    return LOGARITHM_SECONDS * logarithm + LENGTH_FACTOR * device_seconds
 
 
 def in_order(waiters: Iterable[Waiter]) -> tuple[Waiter, ...]:
@@ -125,19 +163,24 @@ def kept_for(head: Waiter, snapshot: Snapshot, now_seconds: float) -> Filter:
     On a device that is kept for the head, what was leased before the reservation is taken to end
     some time; what was taken since may last for ever. So a passer gets in only where it fits
     beside the head's own claim and all earlier passers, once the old leases are gone: on the
-    device, in the pool behind it, and on its machine. Nobody knows how long work takes, so
-    nothing is promised about when.
+    device, in the pool behind it, and on its machine. Who says how long it takes also gets in where
+    it ends before the head can begin, by what the holders of those devices said (EASY backfilling,
+    Lifka 1995). Nobody is held to what was said, so nothing is promised about when.
     """
     since = now_seconds if head.reserved_seconds is None else head.reserved_seconds
     claim = _freed(snapshot, frozenset(head.reserved), since)
     claim = _with_leases(claim, head, head.reserved, now_seconds)
     states = {state.device.device_id: state for state in claim.devices}
     nodes = {states[name].device.node for name in head.reserved if name in states}
+    begins_seconds = _begins_seconds(head, snapshot, now_seconds)
 
     def by_line(state: DeviceState, asked: Snapshot, request: Request) -> Refusal | None:
         """Not a device, or that part of it, which is kept for the first in the line."""
         device = state.device
         if device.node not in nodes or _is_askers_own(state, asked):
+            return None
+        expected = request.expected_seconds
+        if expected is not None and now_seconds + expected <= begins_seconds:
             return None
         view = msgspec.structs.replace(claim, umbrella=asked.umbrella)
         refusal = first_refusal(states[device.device_id], view, request)
@@ -152,6 +195,25 @@ def kept_for(head: Waiter, snapshot: Snapshot, now_seconds: float) -> Filter:
         return Refusal(device_id=device.device_id, rule="line", reason=reason, permanent=False)
 
     return by_line
+
+
+def _begins_seconds(head: Waiter, snapshot: Snapshot, now_seconds: float) -> float:
+    """Before this time no device that is kept for the head will be free for it, as was said.
+
+    It is now where one of the holders said nothing, or has taken longer than it said.
+    """
+    kept = [state for state in snapshot.devices if state.device.device_id in head.reserved]
+    ends = [
+        min(
+            now_seconds
+            if lease.expected_seconds is None
+            else lease.granted_seconds + lease.expected_seconds
+            for lease in state.leases
+        )
+        for state in kept
+        if state.leases
+    ]
+    return max(ends, default=now_seconds)
 
 
 def _choose(

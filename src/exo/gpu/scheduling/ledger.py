@@ -165,7 +165,9 @@ def lease_for(
         host_cpus=request.host_cpus if with_host else None,
         host_memory_bytes=request.host_memory_bytes if with_host else None,
         used_before_bytes=used_before(state, snapshot),
+        expected_seconds=request.expected_seconds,
         holder=request.holder,
+        kind=request.kind,
     )
 
 

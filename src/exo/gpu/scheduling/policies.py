@@ -22,17 +22,22 @@ from exo.gpu.scheduling.scorer import (
 )
 from exo.gpu.vocabulary.decision import Score, ScoreTerm
 from exo.gpu.vocabulary.errors import UnknownName
-from exo.gpu.vocabulary.request import DEFAULT_POLICY
+from exo.gpu.vocabulary.request import DEFAULT_POLICY, Request
+from exo.gpu.vocabulary.snapshot import Snapshot
 from exo.gpu.vocabulary.units import format_size
 
 # A third of what free memory weighs: a loaded model draws work, a full card does not.
 AFFINITY_WEIGHT = 0.2
+
+# Less than one step of what is lost, so that it only decides between devices that lose as much.
+TIE_WEIGHT = 0.005
 
 # The score of each is one half at these points. They only spread the figures for people: the
 # order of devices is the same for any.
 HALF_SPEED_GFLOPS = 10_000.0
 HALF_EFFICIENCY_GFLOPS_PER_WATT = 50.0
 HALF_FREE_BYTES = 2.0**30
+HALF_FINISH_SECONDS = 60.0
 # Every GPU has shut itself down well before.
 HOTTEST_CELSIUS = 120.0
 
@@ -48,6 +53,15 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     terms: tuple[tuple[Scorer, float], ...]
     factors: tuple[Scorer, ...] = ()
     filters: tuple[Filter, ...] = ()
+    asking: tuple[Callable[[Snapshot, Request], tuple[Scorer, float]], ...] = ()
+    """Further terms that only what is asked for and all that is there can give."""
+
+    def asked(self, snapshot: Snapshot, request: Request) -> Policy:
+        """The policy for one request: its further terms stand before the others."""
+        if not self.asking:
+            return self
+        further = tuple(term(snapshot, request) for term in self.asking)
+        return msgspec.structs.replace(self, terms=(*further, *self.terms), asking=())
 
     def total(self, facts: Facts | None, *, warm: bool = False, weight: float = 1.0) -> float:
         """The score alone; None stands for a device that was never sampled."""
@@ -178,6 +192,25 @@ def _quiet_words(facts: Facts, value: float | None) -> str:
     return f"{count} {'lease' if count == 1 else 'leases'}"
 
 
+def _sooner(facts: Facts) -> float | None:
+    finish = facts.state.finish
+    return None if finish is None else HALF_FINISH_SECONDS / (HALF_FINISH_SECONDS + finish.seconds)
+
+
+def _sooner_words(facts: Facts, value: float | None) -> str:
+    finish = facts.state.finish
+    if value is None or finish is None:
+        return "nothing like it was seen, or its kind was not said"
+    parts = (
+        f"wait {finish.wait_seconds:.3g} s",
+        f"load {finish.load_seconds:.3g} s",
+        f"run {finish.run.seconds:.3g} s",
+    )
+    ranged = f"done in {finish.seconds:.3g} s, nine times of ten within"
+    words = f"{ranged} {finish.low_seconds:.3g}..{finish.high_seconds:.3g}: {' + '.join(parts)}"
+    return "; ".join(filter(None, (words, finish.run.basis, *finish.notes)))
+
+
 def _watts(facts: Facts) -> float | None:
     limit = facts.sample.power_limit_watts
     return limit if limit else facts.sample.power_watts
@@ -199,6 +232,12 @@ def _efficiency_words(facts: Facts, value: float | None) -> str:
     return f"{gflops / watts:.1f} GFLOP/s a watt of its power {which}"
 
 
+def _losses(snapshot: Snapshot, request: Request) -> tuple[Scorer, float]:
+    from exo.gpu.scheduling.device_losses import DeviceLosses  # NumPy, for those who ask for it
+
+    return DeviceLosses(snapshot, request), 1.0 - TIE_WEIGHT
+
+
 _MEMORY, _COMPUTE, _HEAT = MemoryFree(), ComputeIdle(), Heat()
 _PRESETS = (
     Policy(
@@ -214,6 +253,12 @@ _PRESETS = (
         terms=((Figure("leases", _quiet, _quiet_words), 0.8), (_MEMORY, 0.2)),
         factors=(_HEAT,),
     ),
+    Policy(
+        name="fragmentation",
+        terms=((Figure("fit", _fit, _fit_words), TIE_WEIGHT),),
+        asking=(_losses,),
+    ),
+    Policy(name="soonest", terms=((Figure("finish", _sooner, _sooner_words), 1.0),)),
     Policy(name="efficient", terms=((Figure("work", _efficiency, _efficiency_words), 1.0),)),
 )
 

@@ -17,11 +17,22 @@ GROWTH = 2
 # Deaths send what was unreported again item by item, which is dear for more than this.
 MOST_ITEMS = 20_000
 
-# Weight of the newest chunk in a slot's estimate of the seconds that an item takes.
-SMOOTHING = 0.5
+# Items before the newest chunk that count beside it, or as many as it has where those are more:
+# a throttling device is followed within two chunks, and one long item among short ones is no news.
+ITEMS_REMEMBERED = 15
+
+# Until two chunks have shown how unlike items are, they are taken to differ as exponential ones do.
+USUAL_VARIATION = 1.0
+
+# Of what is known of an item's scatter, as much as that many chunks.
+PRIOR_CHUNKS = 2
+MOST_CHUNKS = 32
 
 # A slot whose chunk ends within this gets its next one already: two reports of a worker apart.
 AHEAD_SECONDS = 0.04
+
+# An item of eleven times the usual length tells that items differ, and a longer one no more.
+_MOST_OFF = 10.0
 
 # A slot remembers its speed at so many kinds of work.
 KINDS_KEPT = 8
@@ -40,11 +51,37 @@ class Take(msgspec.Struct, frozen=True):
 class _Speed:
     """What a slot was seen to do with one kind of work."""
 
-    __slots__ = ("chunk", "seconds_per_item")
+    __slots__ = ("chunk", "chunks", "items", "seconds_per_item", "squared_variation")
 
     def __init__(self) -> None:
         self.chunk = 0
         self.seconds_per_item: float | None = None
+        self.items = 0.0
+        """Items that the estimate rests on."""
+        self.chunks = 0
+        self.squared_variation = USUAL_VARIATION**2
+        """Of single items: variance over the squared mean."""
+
+    def learn(self, items: int, seconds: float) -> None:
+        """A chunk has ended."""
+        newest, known = seconds / items, self.seconds_per_item
+        if known is None:
+            self.seconds_per_item, self.items = newest, float(items)
+            return
+        if known > 0:
+            # The mean of a chunk scatters less than its items, by the root of how many they are.
+            off = min(abs(newest / known - 1.0) * math.sqrt(items), _MOST_OFF) ** 2
+            self.chunks = min(self.chunks + 1, MOST_CHUNKS)
+            part = 1.0 / (self.chunks + PRIOR_CHUNKS)
+            self.squared_variation += part * (off - self.squared_variation)
+        before = min(self.items, max(items, ITEMS_REMEMBERED))
+        self.items = before + items
+        self.seconds_per_item = (before * known + items * newest) / self.items
+
+    @property
+    def uncertainty(self) -> float:
+        """Standard error of the seconds per item, as a part of them."""
+        return math.sqrt(self.squared_variation / self.items) if self.items else math.inf
 
 
 class _Slot:
@@ -65,9 +102,10 @@ class PullScheduler:
     """Items go to whichever slot is free, so that a fast device does more of them.
 
     A slot's chunk is what it does in :data:`CHUNK_SECONDS` by its own measured speed, never more
-    than its share of half of what is left, weighted by speed (factoring, Hummel et al. 1992), so
-    that no slot sits on a long chunk while the others are done. An item whose process died goes
-    first, alone: it may be the one that killed it.
+    than its share, weighted by speed, of a part of what is left: half at most, and less the more
+    unlike items are (factoring: Hummel, Schonberg and Flynn 1992) and the less sure its speed is,
+    so that no slot sits on a long chunk while the others are done. An item whose process died
+    goes first, alone: it may be the one that killed it.
     """
 
     def __init__(self, *, max_attempts: int = 3, far_seconds: float = 0.0) -> None:
@@ -107,12 +145,7 @@ class PullScheduler:
         slot = self._slots.get(slot_id)
         if slot is None or items <= 0:
             return
-        speed = slot.at(kind)
-        newest = max(seconds, 0.0) / items
-        known = speed.seconds_per_item
-        speed.seconds_per_item = (
-            newest if known is None else SMOOTHING * newest + (1 - SMOOTHING) * known
-        )
+        slot.at(kind).learn(items, max(seconds, 0.0))
 
     def is_nearly_done(self, slot_id: int, left: int, kind: Hashable = None) -> bool:
         """Whether a slot with ``left`` items to go should have its next chunk already."""
@@ -143,9 +176,16 @@ class PullScheduler:
             return 1
         seconds = speed.seconds_per_item
         by_time = CHUNK_SECONDS / seconds if seconds > 0 else math.inf
-        by_rest = math.ceil(available * self._share(seconds, kind) / 2)
+        part = self._part(speed, available) * (1.0 + speed.uncertainty)
+        by_rest = math.ceil(available * self._share(seconds, kind) / part)
         most = min(by_time, max(speed.chunk, 1) * GROWTH, by_rest, MOST_ITEMS)
         return max(1, math.floor(most))
+
+    def _part(self, speed: _Speed, available: int) -> float:
+        """The x of factoring: all slots together take one x-th of what is left, 2 or more."""
+        slots = len(self._slots)
+        risk = slots * math.sqrt(speed.squared_variation / max(available, 1)) / 2
+        return 2.0 + risk * risk + risk * math.sqrt(risk * risk + 4.0)
 
     def _share(self, seconds_per_item: float, kind: Hashable) -> float:
         """A slot's part of the speed of all, taking the unmeasured ones for its equals."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from exo.gpu.scheduling.constraints import contradictions, unknown_labels, unknown_names
+from exo.gpu.scheduling.constraints import contradictions, remarks_on, unknown_labels, unknown_names
 from exo.gpu.scheduling.explanation import explain, refusal_message
 from exo.gpu.scheduling.filters import FILTERS, Filter, names_of, refusals_of, that_matter
 from exo.gpu.scheduling.groups import Candidate, judge
@@ -54,13 +54,13 @@ def select(
         UnknownName: for a policy that is not known, with the near spelling.
 
     """
-    policy = policy_named(request.policy, policies)
+    policy = policy_named(request.policy, policies).asked(snapshot, request)
     rules = that_matter((*filters, *policy.filters), request)
     candidates: list[Candidate] = []
     refusals = [
         *contradictions(request),
-        *unknown_names(snapshot, request),
-        *unknown_labels(snapshot, request),
+        *unknown_names(snapshot, request.devices),
+        *unknown_labels(snapshot, request.labels),
     ]
     for state in snapshot.devices:
         objections = refusals_of(state, snapshot, request, rules)
@@ -82,6 +82,7 @@ def select(
         table_version=snapshot.version,
         never_reason=verdict.never_reason,
         slowest_link=verdict.slowest_link,
+        remarks=remarks_on(snapshot, request),
     )
 
 

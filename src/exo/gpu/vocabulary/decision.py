@@ -66,6 +66,8 @@ class Decision(WireValue, frozen=True, kw_only=True):
     """Why no wait helps although single devices would do: too few of one class and runtime."""
     slowest_link: str = ""
     """Of several devices: how the two that are joined worst are joined, and which they are."""
+    remarks: tuple[str, ...] = ()
+    """What was ruled out or preferred and is not here, perhaps misspelt: it changed nothing."""
 
     @property
     def never(self) -> bool:

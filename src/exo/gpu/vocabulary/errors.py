@@ -24,12 +24,14 @@
     │   └── DeviceLost                      the device is gone until it is reset
     ├── ProtocolError (ValueError)          bytes that are no message of ours
     │   └── UnsupportedVersion              a message of another major version
+    ├── TraceError (ValueError)             a recorded workload that cannot be read: names the place
     ├── StoreError (RuntimeError)           a database of ours cannot be used here
     │   ├── StoreDamaged                    its file is broken, or is no database
     │   └── StoreTooNew                     its file was written by a later release
     ├── JournalError (RuntimeError)         a job's journal that cannot be used: names it and why
     ├── ClusterError (RuntimeError)         a cluster that cannot be reached or joined, and why
     │   └── NodeLost                        one of its nodes does not answer any more
+    ├── ModelError (ValueError)             a model's file that cannot be used: names it and why
     └── ExecutionError (RuntimeError)       work that did not end as it should
         ├── WorkerDied                      its process died, as often as retries allow
         ├── TimedOut (TimeoutError)         it ran for longer than it was given
@@ -175,6 +177,10 @@ class UnsupportedVersion(ProtocolError):
     """A message of a major version that this release does not speak."""
 
 
+class TraceError(ExoGpuError, ValueError):
+    """A recorded cluster or workload that cannot be read; names file, line and column."""
+
+
 class StoreError(ExoGpuError, RuntimeError):
     """A database of ours cannot be used here; the message names it."""
 
@@ -197,6 +203,10 @@ class ClusterError(ExoGpuError, RuntimeError):
 
 class NodeLost(ClusterError):
     """A node of a cluster is gone, does not answer, or has forgotten us."""
+
+
+class ModelError(ExoGpuError, ValueError):
+    """A model's header is truncated, claims what cannot be, or lacks a shard."""
 
 
 class ExecutionError(ExoGpuError, RuntimeError):

@@ -76,6 +76,8 @@ class ItemEnded(msgspec.Struct, frozen=True, array_like=True, tag="ended"):
     signal: int | None = None
     digest: int = 0
     """CRC-32 of the item's text, so that another list is not taken for this one."""
+    reason: str = ""
+    """Why it failed, in words; empty for a success."""
 
     @property
     def succeeded(self) -> bool:

@@ -41,6 +41,8 @@ class Lease(WireValue, frozen=True, kw_only=True):
     taken_at: float = 0.0
     granted_seconds: float = 0.0
     """When it was granted, on the monotonic clock."""
+    expected_seconds: float | None = None
+    """How long whoever took it said that it would hold it; None where nobody said."""
     expires_seconds: float | None = None
     """When it ends although processes may still work under it; None: never, the usual case."""
     ended_seconds: float | None = None
@@ -49,6 +51,8 @@ class Lease(WireValue, frozen=True, kw_only=True):
     """What its processes were last seen to hold; None where nobody looked or nobody tells."""
     seen_pids: tuple[int, ...] = ()
     """Its processes on the driver's list at that time."""
+    kind: str = ""
+    """What kind of work it is for, where that was said."""
 
     def __post_init__(self) -> None:
         """Check the amounts."""

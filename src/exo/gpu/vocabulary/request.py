@@ -88,6 +88,13 @@ class Request(WireValue, frozen=True, kw_only=True):
     does not look at it."""
     policy: str = DEFAULT_POLICY
     """Name of the policy that scores the devices."""
+    expected_seconds: float | None = None
+    """How long it will hold its devices, as far as who asks knows: less work stands further in
+    front in the line. Nothing ends when the time is over."""
+    kind: str = ""
+    """What kind of work it is: what was learned of this kind tells how long it will take."""
+    memory_basis: str = ""
+    """Where ``memory_bytes`` was not declared but learned: from what, for people."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -97,6 +104,7 @@ class Request(WireValue, frozen=True, kw_only=True):
         check_whole("host_cpus", self.host_cpus, low=1, optional=True)
         check_whole("host_memory_bytes", self.host_memory_bytes, low=1, optional=True)
         check_number("min_idle_percent", self.min_idle_percent, low=0, high=100, optional=True)
+        check_number("expected_seconds", self.expected_seconds, low=0, optional=True)
         low = ABSOLUTE_ZERO_CELSIUS
         check_number(
             "max_temperature_celsius", self.max_temperature_celsius, low=low, optional=True

@@ -7,6 +7,7 @@ from functools import cached_property
 import msgspec
 
 from exo.gpu.vocabulary.device import DeviceClass, GPUDevice
+from exo.gpu.vocabulary.forecast import Finish
 from exo.gpu.vocabulary.health import Cordon, Health
 from exo.gpu.vocabulary.lease import Lease
 from exo.gpu.vocabulary.links import Link
@@ -42,6 +43,8 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     settings: DeviceSettings = DeviceSettings()
     warm_keys: tuple[str, ...] = ()
     """Affinity keys for which a warm worker waits on the device."""
+    finish: Finish | None = None
+    """When the work that is asked about would be done here; None where nothing tells."""
     foreign: tuple[RunningProcess, ...] = ()
     """Processes that work on it under nobody's lease, where somebody looked for them."""
     foreign_untold: str = ""

@@ -157,6 +157,7 @@ def _examine(node: LocalNode, report: DiscoveryReport) -> dict[str, Any]:
         "lease_store": _lease_store(node, cordons["problem"]),
         "cordons": cordons,
         "registry": _registry(node),
+        "history": _history(),
         "extras": _extras(),
         **_variables(node, report),
     }
@@ -209,6 +210,18 @@ def _registry(node: LocalNode) -> dict[str, str] | None:
     """Where labels and slow drivers' answers are kept; None where nothing is."""
     place = node.registry_place
     return None if place is None else {"path": place[0], "problem": place[1]}
+
+
+def _history() -> dict[str, Any]:
+    """Where a watch keeps what devices tell, and how large that is; None before the first one."""
+    from exo.gpu.telemetry.store.schema import history_path
+
+    path = history_path(os.environ)
+    try:
+        size_bytes = path.stat().st_size
+    except OSError:
+        size_bytes = None
+    return {"path": str(path), "size_bytes": size_bytes}
 
 
 def _extras() -> list[dict[str, Any]] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exo.gpu.cli.context import files, print_json
+from exo.gpu.cli.context import drawing, files, print_json
 from exo.gpu.cli.main import FAILURE, SUCCESS, complain
 
 if TYPE_CHECKING:
@@ -189,17 +189,10 @@ def _in_order(fields: tuple[str, ...]) -> list[str]:
 
 
 def _draw(all_series: list[Series], path: Path) -> None:
-    from exo.gpu.vocabulary.errors import BackendUnavailable
-
-    try:
+    with drawing(path):
         from exo.gpu.cli.history_view import draw
 
         draw(all_series, path)
-    except ImportError as error:
-        hint = "pip install 'exo-gpu[plot]'"
-        raise BackendUnavailable("--plot needs matplotlib, which is not here", hint) from error
-    except ValueError as error:
-        raise click.UsageError(f"--plot: {path} cannot be drawn: {error}") from error
 
 
 def _nothing(device: KnownDevice, fields: tuple[str, ...]) -> str:

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import click
 
-from exo.gpu.cli.context import files, print_json
+from exo.gpu.cli.context import drawing, files, print_json
 from exo.gpu.cli.main import SUCCESS, complain
+
+# Failed items that are told of: to people, and to programs.
+MOST_FAILURES = 20
+MOST_FAILURES_JSON = 10_000
 
 
 @click.group(
@@ -63,30 +67,27 @@ def show(name: str, plot: Path | None, as_json: bool) -> int:
 
     ID is the job's id or a part of it, its name, the file of --joblog, a journal, or 'last'.
     """
+    import msgspec
+
     from exo.gpu.cli.jobs_view import job_page
-    from exo.gpu.coordination.jobs import find_journal, story_of
+    from exo.gpu.coordination.jobs import failures_of, find_journal, story_of
 
     path = find_journal(os.environ, name)
     story = story_of(path)
     if plot is not None:
         _draw(path, plot)
     if as_json:
-        print_json(story.to_dict())
+        failed = [msgspec.structs.asdict(one) for one in failures_of(path, MOST_FAILURES_JSON)]
+        print_json(story.to_dict() | {"failures": failed})
     else:
-        click.echo(job_page(story))
+        click.echo(job_page(story, failures_of(path, MOST_FAILURES)))
     return SUCCESS
 
 
 def _draw(path: Path, plot: Path) -> None:
     from exo.gpu.coordination.jobs import story_of, tries_of
-    from exo.gpu.vocabulary.errors import BackendUnavailable
 
-    try:
+    with drawing(plot):
         from exo.gpu.cli.jobs_view import draw_gantt
 
         draw_gantt(story_of(path), tries_of(path), plot)
-    except ImportError as error:
-        hint = "pip install 'exo-gpu[plot]'"
-        raise BackendUnavailable("--plot needs matplotlib, which is not here", hint) from error
-    except ValueError as error:
-        raise click.UsageError(f"--plot: {plot} cannot be drawn: {error}") from error

@@ -191,8 +191,11 @@ def _requests(templates: Templates, options: dict[str, Any]) -> tuple[Request, .
 
     """
     holder = options["name"] or f"exo-gpu map {templates.title}"
+    kind = options["kind"] or templates.title
     runtimes = templates.runtimes or (None,)
-    requests = tuple(make_request(holder, options | {"runtime": one}) for one in runtimes)
+    requests = tuple(
+        make_request(holder, options | {"runtime": one, "kind": kind}) for one in runtimes
+    )
     if requests[0].count > 1:
         raise click.UsageError("--request: an item has one device, and a count is asked for")
     return requests

@@ -94,7 +94,9 @@ def command(argv: tuple[str, ...], dry_run: bool, env_only: bool, **options: Any
         raise click.UsageError("--timeout: a time above 0")
     patience = wait_seconds(options)
     words = shlex.join(argv) or "exo-gpu run --env-only"
-    request = make_request(options["name"] or words, options)
+    request = make_request(
+        options["name"] or words, options | {"kind": options["kind"] or shlex.join(argv)}
+    )
     if env_only or dry_run:
         _print_choice(request, argv, cluster=options["cluster"])
         return 0

@@ -14,7 +14,7 @@ from exo.gpu.cli.map.keeping import open_recording
 from exo.gpu.cli.map.output import Printer, in_order
 from exo.gpu.cli.map.templates import command_of, digest_of
 from exo.gpu.cli.progress import Progress
-from exo.gpu.coordination.commands import map_commands
+from exo.gpu.coordination.commands import CommandRun
 from exo.gpu.scheduling.retry import RetryPolicy
 from exo.gpu.vocabulary.job import Ending
 
@@ -77,7 +77,7 @@ class MapJob:
             # A node of this machine alone is the run's own to open and close.
             node = stack.enter_context(open_node(cluster=True)) if settings.cluster else None
             run = stack.enter_context(
-                map_commands(
+                CommandRun(
                     self._commands(),
                     request=requests,
                     node=node,
@@ -143,17 +143,23 @@ class MapJob:
     def _take(self, run: CommandRun, joblog: Joblog | None) -> None:
         """Print and record what ends, in this order: what is recorded has been printed."""
         printer = Printer(as_json=self._settings.as_json, tag=self._settings.tag)
-        for done in in_order(run) if self._settings.keep_order else run:
+        ended = self._ended(run)
+        for done in in_order(ended) if self._settings.keep_order else ended:
             with self._progress.aside():
                 output_bytes = printer.show(done)
             if joblog is not None:
                 joblog.write(done, output_bytes=output_bytes)
             if self._recording is not None:
                 self._recording.ended(done)
+
+    def _ended(self, run: CommandRun) -> Iterator[CommandDone]:
+        """What ends, as it does: counted, and halted at, whoever has to wait for their turn."""
+        for done in run:
+            yield done
             succeeded = done.outcome.ending is Ending.SUCCEEDED
             self._progress.count(done.index, done.device_id, succeeded=succeeded)
             if self._stops(run, done):
-                break
+                return
 
     def _stops(self, run: CommandRun, done: CommandDone) -> bool:
         """Whether nothing more is looked at; where only nothing begins any more, it is not."""
