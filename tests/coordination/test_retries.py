@@ -84,23 +84,27 @@ def test_without_growing_the_first_time_is_the_last(small_and_large):
     assert len(future.attempts) == 1
 
 
-def test_an_item_whose_device_is_lost_goes_elsewhere_and_nothing_else_goes_there(two_fakes):
+def test_an_item_whose_device_is_lost_goes_elsewhere_and_nothing_else_goes_there(
+    two_fakes, tmp_path
+):
     lost = []
     with GPUExecutor(on_device_lost=lambda *told: lost.append(told)) as executor:
-        futures = [executor.submit(awkward.lose_device, "cuda:0") for _ in range(40)]
+        met = tmp_path / "met"
+        futures = [executor.submit(awkward.lose_device, "cuda:0", met) for _ in range(40)]
         places = {future.result(WAIT_SECONDS) for future in futures}
     assert places == {"cuda:1"}
     assert [(device.device_id, "ECC" in reason) for device, reason in lost] == [("cuda:0", True)]
-    met = [one for future in futures for one in future.attempts if one.device_id == "cuda:0"]
-    assert len(met) == 1
-    assert met[0].cause is Cause.DEVICE_LOST
+    failed = [one for future in futures for one in future.attempts if one.device_id == "cuda:0"]
+    assert len(failed) == 1
+    assert failed[0].cause is Cause.DEVICE_LOST
     assert live_leases() == []
 
 
-def test_a_lost_device_that_is_the_only_one_ends_what_waits(use_box):
+def test_a_lost_device_that_is_the_only_one_ends_what_waits(use_box, tmp_path):
     use_box(device("cuda:0", "NVIDIA", "cuda"))
     with GPUExecutor() as executor:
-        futures = [executor.submit(awkward.lose_device, "cuda:0") for _ in range(5)]
+        arguments = ("cuda:0", tmp_path / "met")
+        futures = [executor.submit(awkward.lose_device, *arguments) for _ in range(5)]
         errors = [future.exception(WAIT_SECONDS) for future in futures]
     assert isinstance(errors[0], RuntimeError)
     assert all(isinstance(error, (RuntimeError, WorkerDied)) for error in errors)

@@ -134,10 +134,14 @@ def where() -> str:
     return device.device_id if device else ""
 
 
-def lose_device(device_id: str) -> str:
-    """Finds one device gone."""
+def lose_device(device_id: str, met: Path) -> str:
+    """Finds one device gone; elsewhere it waits until one item has met that."""
     if where() == device_id:
+        met.touch()
         raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+    deadline = time.monotonic() + 30
+    while not met.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     return where()
 
 
