@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from exo.gpu.nodes.ray_cluster import INSTALL, LOOPBACK, MATCH_VARIABLE, NODE_LABEL
+from exo.gpu.nodes.ray_cluster import INSTALL, MATCH_VARIABLE, NODE_LABEL
+from exo.gpu.nodes.ray_joining import LOOPBACK
 from exo.gpu.vocabulary.errors import ClusterError
 from exo.gpu.vocabulary.messages import WireValue
 
@@ -108,16 +109,9 @@ def start_node(
     folder = folder_of(environ)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = folder / f"{name}.log"
-    words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-gpus=0"]
-    words += [f"--node-ip-address={host}", f"--labels={NODE_LABEL}={name}", "--disable-usage-stats"]
-    if address is None:
-        words += ["--head", f"--port={port}", "--include-dashboard=false"]
-        address = f"{host}:{port}"
-    else:
-        words += [f"--address={address}"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            words,
+            _words(name, host, port, address),
             env=_environment(environ, host),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -129,11 +123,20 @@ def start_node(
         name=name,
         pid=process.pid,
         process_started_at=psutil.Process(process.pid).create_time(),
-        address=address,
-        head="--head" in words,
+        address=address or f"{host}:{port}",
+        head=address is None,
     )
     (folder / f"{name}.json").write_text(node.to_json())
     return node
+
+
+def _words(name: str, host: str, port: int, address: str | None) -> list[str]:
+    """The command that runs a node of Ray."""
+    words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-gpus=0"]
+    words += [f"--node-ip-address={host}", f"--labels={NODE_LABEL}={name}", "--disable-usage-stats"]
+    if address is None:
+        return [*words, "--head", f"--port={port}", "--include-dashboard=false"]
+    return [*words, f"--address={address}"]
 
 
 def stop_node(environ: Mapping[str, str], node: RunningNode) -> None:

@@ -185,7 +185,7 @@ class ClusterNode:
         on_output: Callable[[SlotOutput], None] | None = None,
     ) -> int:
         """Start a slot under a lease; that it cannot be started is told to the sink."""
-        member = self._proposals.granted[lease_id]
+        member = self._proposals.granted[lease_id].member
         number = next(self._numbers)
         around = self._surroundings.get(member.name)
         if around is not None and setup is not None:
@@ -278,24 +278,21 @@ class ClusterNode:
         overrun: str = "warn",
         timeout_seconds: float | None = None,
     ) -> CommandEnd:
-        """Run a command under a lease at its node; what it prints comes out here at its end.
+        """Run a command under leases of one node, at that node; what it prints comes out here.
 
         A terminal does not travel: it has no standard input. Its agent looks after its memory.
 
         Raises:
-            BackendError: for several devices, or an ``overrun`` other than ``warn``.
+            BackendError: for devices of several nodes, or an ``overrun`` of ``kill``.
+            WorkerDied: when its node was lost before it had ended.
 
         """
-        if len(lease_ids) != 1 or overrun == "kill":
-            raise BackendError("a command of a cluster has one device, and --overrun warn or off")
-        return run_far(self, argv, lease_ids[0], timeout_seconds=timeout_seconds)
-
-    def lease_device(self, lease_id: str) -> str:
-        """The id of the device that a lease of this program is on; empty where it is gone."""
-        for state in self._table.snapshot().devices:
-            if any(lease.lease_id == lease_id for lease in state.leases):
-                return state.device.device_id
-        return ""
+        if overrun == "kill":
+            raise BackendError("on another machine nothing is ended for its memory: --overrun warn")
+        device_ids = tuple(self._proposals.granted[one].device_id for one in lease_ids)
+        changes = self.environment(device_ids, lease_ids)
+        end = run_far(self, argv, lease_ids[0], changes, timeout_seconds=timeout_seconds)
+        return msgspec.structs.replace(end, device_ids=device_ids)
 
     def leases(self) -> tuple[Lease, ...]:
         """All live leases of all nodes, with what their processes are seen to hold now."""
