@@ -80,11 +80,11 @@ class Feeder:
         """Whether anything waits to be sent for the first time."""
         return any((self._common, *self._bound.values()))
 
-    def waiting_jobs(self) -> Iterator[Job]:
-        """The jobs that were not sent yet."""
-        for entry in itertools.chain(self._common, *self._bound.values()):
-            if isinstance(entry, Job):
-                yield entry
+    def job_of(self, item: int) -> Job | None:
+        """The job of an item, whether it was sent yet or not; None for one that is not open."""
+        entries = itertools.chain(self._common, *self._bound.values())
+        waiting = (one for one in entries if isinstance(one, Job) and one.item == item)
+        return self.jobs.get(item) or next(waiting, None)
 
     def keep(self, wanted: Callable[[Job], bool]) -> None:
         """Of the jobs that were not sent yet, only those."""

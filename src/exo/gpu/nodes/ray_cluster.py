@@ -113,6 +113,14 @@ class RayCarrier:
                 places[name] = Place(name, node["NodeID"], node.get("NodeManagerAddress", ""))
         return tuple(places.values())
 
+    @property
+    def here(self) -> str:
+        """The key of the node that this process's values are sent from; empty if not known."""
+        try:
+            return str(self._ray.get_runtime_context().get_node_id())
+        except Exception:  # noqa: BLE001 - the node-connection border
+            return ""
+
     def road(self, place: Place) -> RayRoad:
         """The way to the node's agent; one of another version is replaced first.
 
@@ -213,9 +221,8 @@ class RayCarrier:
 
     def _free_gpus(self, place: Place) -> int:
         """GPUs of a node that Ray has given to nobody: those are all that we may take."""
-        from ray._private import state
-
-        free: Any = state.available_resources_per_node()
+        state = self._ray._private.state  # noqa: SLF001 - nothing public tells it by node
+        free = state.available_resources_per_node()
         return int(free.get(place.key, {}).get("GPU", 0))
 
 

@@ -47,6 +47,11 @@ class Carrier(Protocol):
         """
         ...
 
+    @property
+    def here(self) -> str:
+        """The key of the node that this process's values are sent from; empty if not known."""
+        ...
+
     def road(self, place: Place) -> Road:
         """The way to the agent of a node, which is started where none runs.
 

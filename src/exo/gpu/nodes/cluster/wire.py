@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
@@ -71,7 +71,7 @@ def pack_parcels(batch: Batch, take: Callable[[Any], Any]) -> tuple[Any, list[An
 
 def _taken(one: Any, take: Callable[[Any], Any]) -> Any:
     if isinstance(one, tuple):
-        one = b"".join(one)  # of one pickle
+        one = b"".join(cast("tuple[Any, ...]", one))  # of one pickle
     return take(one) if size_of(one) else b""
 
 
