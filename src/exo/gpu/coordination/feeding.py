@@ -82,9 +82,14 @@ class Feeder:
 
     def job_of(self, item: int) -> Job | None:
         """The job of an item, whether it was sent yet or not; None for one that is not open."""
-        entries = itertools.chain(self._common, *self._bound.values())
-        waiting = (one for one in entries if isinstance(one, Job) and one.item == item)
+        waiting = (one for one in self._waiting_jobs() if one.item == item)
         return self.jobs.get(item) or next(waiting, None)
+
+    def _waiting_jobs(self) -> Iterator[Job]:
+        """The jobs that were not sent yet."""
+        for entry in itertools.chain(self._common, *self._bound.values()):
+            if isinstance(entry, Job):
+                yield entry
 
     def keep(self, wanted: Callable[[Job], bool]) -> None:
         """Of the jobs that were not sent yet, only those."""
@@ -95,7 +100,7 @@ class Feeder:
 
     def clear(self, error: BaseException) -> list[Job]:
         """Forget everything; maps end with the error, and the jobs are whoever calls to end."""
-        jobs = [*self.jobs.values(), *self.waiting_jobs()]
+        jobs = [*self.jobs.values(), *self._waiting_jobs()]
         self.jobs.clear()
         self._common.clear()
         self._bound.clear()
