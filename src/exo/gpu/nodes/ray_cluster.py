@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,10 @@ NODE_LABEL = "exo.node"
 
 # Agents answer questions of many drivers at once; each driver's poll holds one thread for a second.
 _ANSWERING, _LISTENING = 8, 32
+
+# GPUs that Ray manages are held for so long after the last driver has left.
+IDLE_SECONDS = 30.0
+LOOK_SECONDS = 1.0
 
 _START_SECONDS = 30.0
 _NAME_POLL_SECONDS = 0.1
@@ -102,8 +107,7 @@ class RayCarrier:
             found = self._ray.nodes()
         except Exception as error:  # noqa: BLE001 - the node-connection border
             raise ClusterError(
-                f"the head of the cluster does not answer: {first_line(error)}; what was done is "
-                "kept by a journal, if one was asked for"
+                f"the head of the cluster does not answer: {first_line(error)}"
             ) from None
         places: dict[str, Place] = {}
         for node in found:
@@ -169,6 +173,10 @@ class RayCarrier:
                 ) from None
         return found
 
+    def give_up(self) -> None:
+        """Leave a cluster whose head is gone, before Ray ends this process on its account."""
+        threading.Thread(target=self.close, name="exo-gpu-give-up", daemon=True).start()
+
     def close(self) -> None:
         """Leave the cluster, where it was joined here; harmless twice."""
         if self._own and not self._closed:
@@ -196,7 +204,7 @@ class RayCarrier:
                 max_restarts=-1,
                 max_task_retries=0,
                 **self._pin(place, node.get("Labels") or {}),
-            ).remote(place.name, hide_cuda=bool(managed and not granted))
+            ).remote(place.name, managed=managed, granted=granted)
         except Exception as error:  # noqa: BLE001 - the node-connection border
             raise NodeLost(f"no agent starts there: {first_line(error)}") from None
 
@@ -270,14 +278,21 @@ class RayRoad:
 class _Agent:
     """The actor: an agent's service in a process that Ray keeps alive."""
 
-    def __init__(self, node: str, *, hide_cuda: bool) -> None:
+    def __init__(self, node: str, *, managed: int, granted: int) -> None:
+        """``granted`` are ours of the GPUs that Ray has given out on this node, if it manages any.
+
+        Those are held for as long as anybody uses this agent, and then left to others.
+        """
         from exo.gpu.nodes.cluster.service import AgentService
 
         environ = dict(os.environ)
-        if hide_cuda:  # all of Ray's GPUs here are somebody else's
+        if managed and not granted:  # all of Ray's GPUs here are somebody else's
             environ["CUDA_VISIBLE_DEVICES"] = ""
         self._version = version("exo-gpu")
         self._service = AgentService(node, self._version, _fetch, environ, _reach_agent)
+        if granted:
+            handle = ray_module().get_runtime_context().current_actor
+            threading.Thread(target=self._let_go, args=(handle,), daemon=True).start()
 
     def listen(self, call: str, arguments: tuple[Any, ...]) -> Any:
         """Polls."""
@@ -290,6 +305,12 @@ class _Agent:
     def order(self, call: str, arguments: tuple[Any, ...]) -> None:
         """Orders, in the order in which a driver gave them."""
         self._call(call, arguments)
+
+    def _let_go(self, handle: Any) -> None:
+        """End once nobody has used this agent for a while: the next driver begins another one."""
+        while self._service.idle_seconds < IDLE_SECONDS:
+            time.sleep(LOOK_SECONDS)
+        ray_module().kill(handle)
 
     def _call(self, call: str, arguments: tuple[Any, ...]) -> Any:
         return getattr(self._service, call)(*arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -17,7 +18,7 @@ import psutil
 
 from exo.gpu.nodes.ray_cluster import INSTALL, MATCH_VARIABLE, NODE_LABEL
 from exo.gpu.nodes.ray_joining import LOOPBACK
-from exo.gpu.vocabulary.errors import ClusterError
+from exo.gpu.vocabulary.errors import ClusterError, InvalidValue
 from exo.gpu.vocabulary.messages import WireValue
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ HEALTH = {
     "RAY_health_check_timeout_ms": "1500",
     "RAY_health_check_failure_threshold": "3",
 }
+
+# What Ray takes as a label's value, as Kubernetes does.
+_NAME = re.compile("[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
@@ -98,11 +102,15 @@ def start_node(
 
     Raises:
         ClusterError: where it cannot be started, with the reason and what to do.
+        InvalidValue: for a name that Ray would not take.
 
     """
     if find_spec("ray") is None:
         raise ClusterError(INSTALL)
     name = name or socket.gethostname()
+    if not _NAME.fullmatch(name):
+        expected = "letters, digits, '.', '-' and '_', 63 at most, a letter or digit at both ends"
+        raise InvalidValue("name", name, expected)
     if any(node.name == name for node in running_nodes(environ)):
         raise ClusterError(f"node {name!r} runs here already ('exo-gpu cluster stop' ends it)")
     _ensure_token(environ, make=address is None)

@@ -27,6 +27,14 @@ LOOK_SECONDS = 1.0
 # A node whose agent does not start is asked again after so long.
 AGAIN_SECONDS = 3.0
 
+# A head that is started anew is back by then; Ray itself ends everything after a minute.
+HEAD_SECONDS = 20.0
+
+HEAD_GONE = (
+    f"the head of the cluster has not answered for {HEAD_SECONDS:g} s; what was done is kept by a "
+    "journal, if one was asked for"
+)
+
 # The agents of all nodes are waited for at the start, so long.
 FIRST_SECONDS = 60.0
 
@@ -52,6 +60,7 @@ class Membership:
         self._problems: dict[str, str] = {}
         self._opening: dict[str, float] = {}
         self._places: Sequence[Place] = ()
+        self._head_heard_at = time.monotonic()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._closed = threading.Event()
@@ -73,7 +82,8 @@ class Membership:
         if not members:
             why = "; ".join(f"{name}: {reason}" for name, reason in problems.items())
             raise ClusterError(f"no node of the cluster answers ({why or 'it has none'})")
-        threading.Thread(target=self._watch, name="exo-gpu-membership", daemon=True).start()
+        for task in (self._watch, self._guard):
+            threading.Thread(target=task, name="exo-gpu-membership", daemon=True).start()
 
     @property
     def members(self) -> dict[str, Member]:
@@ -156,6 +166,15 @@ class Membership:
                 for member in members.values():
                     member.survey(names)
 
+    def _guard(self) -> None:
+        """Give all nodes up once the head has not answered for long, while that can be told."""
+        while not self._closed.wait(LOOK_SECONDS):
+            if time.monotonic() - self._head_heard_at > HEAD_SECONDS and self.members:
+                self.head_problem = HEAD_GONE
+                for member in self.members.values():
+                    member.lose(HEAD_GONE)
+                self._carrier.give_up()
+
     def _look(self) -> None:
         try:
             places = self._carrier.places()
@@ -165,6 +184,7 @@ class Membership:
             self.head_problem = str(error)
             return
         self.head_problem = ""
+        self._head_heard_at = time.monotonic()
         with self._lock:
             self._places = places
             here = {place.name: place for place in places}

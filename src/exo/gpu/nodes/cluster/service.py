@@ -67,6 +67,7 @@ class AgentService:
         self._agent = NodeAgent(os.environ if environ is None else environ)
         self._batches = BatchMaker(node)
         self._sessions: dict[str, Session] = {}
+        self._left_at = time.monotonic()
         self._turn = threading.Lock()  # between those who look at the devices
         self._door = threading.Lock()  # to the sessions
         self._closed = threading.Event()
@@ -180,6 +181,11 @@ class AgentService:
         """Whether any driver has a slot here: then nothing is measured."""
         return any(session.has_slots for session in tuple(self._sessions.values()))
 
+    @property
+    def idle_seconds(self) -> float:
+        """For how long no driver has been here."""
+        return 0.0 if self._sessions else time.monotonic() - self._left_at
+
     def survey(self, targets: tuple[str, ...]) -> None:
         """Learn of other nodes: how fast they are reached is measured once nobody works here."""
         if self._surveyor is not None:
@@ -217,6 +223,7 @@ class AgentService:
 
     def _end(self, session: Session) -> None:
         with self._door:
+            self._left_at = time.monotonic()
             self._sessions.pop(session.token, None)
         session.end()
 
