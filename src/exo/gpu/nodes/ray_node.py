@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
-import secrets
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ import psutil
 
 from exo.gpu.nodes.ray_cluster import INSTALL, MATCH_VARIABLE, NODE_LABEL
 from exo.gpu.nodes.ray_joining import LOOPBACK
+from exo.gpu.nodes.ray_token import MODE_VARIABLE, ensure_token
 from exo.gpu.vocabulary.errors import ClusterError, InvalidValue
 from exo.gpu.vocabulary.messages import WireValue
 
@@ -39,7 +39,8 @@ HEALTH = {
 _NAME = re.compile("[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 
 START_SECONDS = 90.0
-STOP_SECONDS = 20.0
+# A node whose head is gone hears no word any more.
+STOP_SECONDS = 8.0
 _POLL_SECONDS = 0.2
 _STARTED = "Ray runtime started"
 
@@ -113,7 +114,7 @@ def start_node(
         raise InvalidValue("name", name, expected)
     if any(node.name == name for node in running_nodes(environ)):
         raise ClusterError(f"node {name!r} runs here already ('exo-gpu cluster stop' ends it)")
-    _ensure_token(environ, make=address is None)
+    ensure_token(environ, make=address is None)
     folder = folder_of(environ)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = folder / f"{name}.log"
@@ -153,9 +154,14 @@ def stop_node(environ: Mapping[str, str], node: RunningNode) -> None:
     if process is not None:
         below = process.children(recursive=True)
         process.send_signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs([process, *below], timeout=STOP_SECONDS)
+        ends = time.monotonic() + STOP_SECONDS
+        alive = [process, *below]
+        while alive and time.monotonic() < ends:
+            time.sleep(_POLL_SECONDS)
+            alive = [one for one in alive if _runs(one)]
         for one in alive:
-            one.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
     (folder_of(environ) / f"{node.name}.json").unlink(missing_ok=True)
 
 
@@ -163,37 +169,26 @@ def _process_of(node: RunningNode) -> psutil.Process | None:
     try:
         process = psutil.Process(node.pid)
         same = abs(process.create_time() - node.process_started_at) < 1.0
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.Error:
         return None
+    return process if same and _runs(process) else None
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _environment(environ: Mapping[str, str], host: str) -> dict[str, str]:
-    chosen = {**HEALTH, MATCH_VARIABLE: "minor", "RAY_AUTH_MODE": "token"}
+    chosen = {**HEALTH, MATCH_VARIABLE: "minor", MODE_VARIABLE: "token"}
     if host in LOOPBACK:
         # Else Ray replaces the loopback address by one that others can reach.
         chosen["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     elif sys.platform != "linux":
         chosen["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"
     return {**chosen, **environ}
-
-
-def _ensure_token(environ: Mapping[str, str], *, make: bool) -> None:
-    """See to it that there is a token: an open Ray port runs whatever anybody sends."""
-    if environ.get("RAY_AUTH_MODE") == "disabled" or environ.get("RAY_AUTH_TOKEN"):
-        return
-    named = environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path(environ.get("HOME", "~")).expanduser() / ".ray/auth_token"
-    if path.exists():
-        return
-    if not make:
-        raise ClusterError(
-            f"there is no token at {path}: copy it from the head's ~/.ray/auth_token, or set "
-            "RAY_AUTH_TOKEN"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
 
 
 def _await_start(process: subprocess.Popen[bytes], log: Path, name: str) -> None:
