@@ -86,15 +86,25 @@ def test_every_file_is_in_the_table_of_rooms(source):
     assert re.search(rf"`{source.stem}(\.py)?`", ARCHITECTURE)
 
 
+def options_of(name: str, command: click.Command, context: click.Context) -> list[tuple[str, str]]:
+    """The command's options, and those of the commands below it."""
+    found = [
+        (name, option)
+        for parameter in command.get_params(context)
+        if isinstance(parameter, click.Option)
+        for option in parameter.opts
+    ]
+    below = command.commands if isinstance(command, click.Group) and command is not root else {}
+    for word, one in below.items():
+        found += options_of(f"{name} {word}", one, context)
+    return found
+
+
 def options() -> list[tuple[str, str]]:
     context = click.Context(root)
     commands = {name: root.get_command(context, name) for name in COMMANDS} | {"exo-gpu": root}
     return [
-        (name, option)
-        for name, command in commands.items()
-        for parameter in command.get_params(context)
-        if isinstance(parameter, click.Option)
-        for option in parameter.opts
+        pair for name, command in commands.items() for pair in options_of(name, command, context)
     ]
 
 
