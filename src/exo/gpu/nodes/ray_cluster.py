@@ -12,7 +12,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.nodes.cluster.roads import Place
-from exo.gpu.nodes.ray_joining import first_line, loopback, quiet_stderr, reach, why_not
+from exo.gpu.nodes.ray_joining import (
+    first_line,
+    loopback,
+    quiet_stderr,
+    reach,
+    use_token,
+    why_not,
+)
 from exo.gpu.vocabulary.errors import ClusterError, ExoGpuError, NodeLost
 
 if TYPE_CHECKING:
@@ -82,6 +89,7 @@ class RayCarrier:
     def _join(self, address: str | None) -> None:
         asked = address or os.environ.get("RAY_ADDRESS") or "auto"
         reach(asked)
+        use_token(self._ray)
         try:
             with quiet_stderr(), loopback(self._ray, asked):
                 self._ray.init(

@@ -6,12 +6,13 @@ import contextlib
 import os
 import socket
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.vocabulary.errors import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
 LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -38,6 +39,21 @@ def reach(address: str) -> None:
             f"no cluster answers at {address}: is the head running there, and is the port right? "
             f"({error})"
         ) from None
+
+
+def token_path(environ: Mapping[str, str]) -> Path:
+    """The file in which this user's token is, or would be."""
+    named = environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(named) if named else Path(environ.get("HOME", "~")).expanduser() / ".ray/auth_token"
+
+
+def use_token(ray: Any) -> None:
+    """Send this user's token, if there is one: Ray does so by itself where it finds the cluster."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    if os.environ.get("RAY_AUTH_TOKEN") or token_path(os.environ).exists():
+        os.environ["RAY_AUTH_MODE"] = "token"
+        ray._raylet.Config.initialize("")  # noqa: SLF001 - it was read when Ray was imported
 
 
 def why_not(address: str, error: Exception) -> str:

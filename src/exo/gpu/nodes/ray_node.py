@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from exo.gpu.nodes.ray_cluster import INSTALL, MATCH_VARIABLE, NODE_LABEL
-from exo.gpu.nodes.ray_joining import LOOPBACK
+from exo.gpu.nodes.ray_joining import LOOPBACK, token_path
 from exo.gpu.vocabulary.errors import ClusterError, InvalidValue
 from exo.gpu.vocabulary.messages import WireValue
 
@@ -34,6 +34,9 @@ HEALTH = {
     "RAY_health_check_timeout_ms": "1500",
     "RAY_health_check_failure_threshold": "3",
 }
+
+# A node that is told to end would wait half a minute for its agent, which never leaves by itself.
+DRAIN_VARIABLE = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 
 # What Ray takes as a label's value, as Kubernetes does.
 _NAME = re.compile("[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
@@ -97,8 +100,8 @@ def start_node(
 ) -> RunningNode:
     """Start a head, or with ``address`` a node that joins it; returns once it runs.
 
-    It listens at ``host`` only, by default on loopback. The token that all nodes share is made by
-    the head where there is none.
+    It is reached at ``host``, by default on loopback alone; with any other Ray listens at every
+    address of the machine. The token that all nodes share is made by the head where there is none.
 
     Raises:
         ClusterError: where it cannot be started, with the reason and what to do.
@@ -169,7 +172,7 @@ def _process_of(node: RunningNode) -> psutil.Process | None:
 
 
 def _environment(environ: Mapping[str, str], host: str) -> dict[str, str]:
-    chosen = {**HEALTH, MATCH_VARIABLE: "minor", "RAY_AUTH_MODE": "token"}
+    chosen = {**HEALTH, MATCH_VARIABLE: "minor", "RAY_AUTH_MODE": "token", DRAIN_VARIABLE: "0"}
     if host in LOOPBACK:
         # Else Ray replaces the loopback address by one that others can reach.
         chosen["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -182,8 +185,7 @@ def _ensure_token(environ: Mapping[str, str], *, make: bool) -> None:
     """See to it that there is a token: an open Ray port runs whatever anybody sends."""
     if environ.get("RAY_AUTH_MODE") == "disabled" or environ.get("RAY_AUTH_TOKEN"):
         return
-    named = environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path(environ.get("HOME", "~")).expanduser() / ".ray/auth_token"
+    path = token_path(environ)
     if path.exists():
         return
     if not make:
