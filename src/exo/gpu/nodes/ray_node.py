@@ -14,8 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from exo.gpu.nodes.ray_cluster import INSTALL, MATCH_VARIABLE, NODE_LABEL
 from exo.gpu.nodes.ray_joining import LOOPBACK, token_path
 from exo.gpu.vocabulary.errors import ClusterError, InvalidValue
@@ -23,6 +21,8 @@ from exo.gpu.vocabulary.messages import WireValue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import psutil
 
 FOLDER_VARIABLE = "EXO_GPU_CLUSTER"
 DEFAULT_PORT = 6379
@@ -108,6 +108,8 @@ def start_node(
         InvalidValue: for a name that Ray would not take.
 
     """
+    import psutil
+
     if find_spec("ray") is None:
         raise ClusterError(INSTALL)
     name = name or socket.gethostname()
@@ -152,6 +154,8 @@ def _words(name: str, host: str, port: int, address: str | None) -> list[str]:
 
 def stop_node(environ: Mapping[str, str], node: RunningNode) -> None:
     """End a node that was started here, with all that works on it; harmless twice."""
+    import psutil
+
     process = _process_of(node)
     if process is not None:
         below = process.children(recursive=True)
@@ -163,6 +167,8 @@ def stop_node(environ: Mapping[str, str], node: RunningNode) -> None:
 
 
 def _process_of(node: RunningNode) -> psutil.Process | None:
+    import psutil
+
     try:
         process = psutil.Process(node.pid)
         same = abs(process.create_time() - node.process_started_at) < 1.0
