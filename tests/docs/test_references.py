@@ -1,6 +1,7 @@
 """The documents name what there is: links, paths, tests, public names, options and variables."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")})
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+SCRIPT = re.compile(r"^```(?:sh|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
 PLACE = re.compile(
@@ -61,6 +63,14 @@ def test_prose_stays_within_100_columns(page):
     """Rule: a line that can be broken has 100 columns at most; tables and outputs cannot."""
     lines = FENCE.sub("", page.read_text()).splitlines()
     assert [one for one in lines if len(one) > 100 and " " in one and one[0] != "|"] == []
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=name_of)
+def test_what_is_only_shown_can_be_read_by_a_shell(page):
+    """Rule: a script that is not run, since it needs machines that are not here, has no slip."""
+    for script in SCRIPT.findall(page.read_text()):
+        read = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+        assert (read.returncode, read.stderr) == (0, ""), script
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
