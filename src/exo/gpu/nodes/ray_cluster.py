@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from exo.gpu.nodes.cluster.roads import Place
 from exo.gpu.nodes.ray_joining import first_line, loopback, quiet_stderr, reach, why_not
-from exo.gpu.nodes.ray_token import MODE_VARIABLE, has_token
+from exo.gpu.nodes.ray_token import use_token
 from exo.gpu.vocabulary.errors import ClusterError, ExoGpuError, NodeLost
 
 if TYPE_CHECKING:
@@ -51,8 +51,6 @@ def ray_module() -> Any:
 
     """
     os.environ.setdefault(MATCH_VARIABLE, "minor")
-    if has_token(os.environ):  # by itself Ray uses none, and is refused then
-        os.environ.setdefault(MODE_VARIABLE, "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -85,6 +83,7 @@ class RayCarrier:
     def _join(self, address: str | None) -> None:
         asked = address or os.environ.get("RAY_ADDRESS") or "auto"
         reach(asked)
+        use_token(self._ray)
         try:
             with quiet_stderr(), loopback(self._ray, asked):
                 self._ray.init(

@@ -13,8 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from exo.gpu.nodes.ray_cluster import INSTALL, MATCH_VARIABLE, NODE_LABEL
 from exo.gpu.nodes.ray_joining import LOOPBACK
 from exo.gpu.nodes.ray_token import MODE_VARIABLE, ensure_token
@@ -23,6 +21,8 @@ from exo.gpu.vocabulary.messages import WireValue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import psutil
 
 FOLDER_VARIABLE = "EXO_GPU_CLUSTER"
 DEFAULT_PORT = 6379
@@ -34,6 +34,9 @@ HEALTH = {
     "RAY_health_check_timeout_ms": "1500",
     "RAY_health_check_failure_threshold": "3",
 }
+
+# A node that is told to end would wait half a minute for its agent, which never leaves by itself.
+DRAIN_VARIABLE = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 
 # What Ray takes as a label's value, as Kubernetes does.
 _NAME = re.compile("[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
@@ -98,14 +101,16 @@ def start_node(
 ) -> RunningNode:
     """Start a head, or with ``address`` a node that joins it; returns once it runs.
 
-    It listens at ``host`` only, by default on loopback. The token that all nodes share is made by
-    the head where there is none.
+    It is reached at ``host``, by default on loopback alone; with any other Ray listens at every
+    address of the machine. The token that all nodes share is made by the head where there is none.
 
     Raises:
         ClusterError: where it cannot be started, with the reason and what to do.
         InvalidValue: for a name that Ray would not take.
 
     """
+    import psutil
+
     if find_spec("ray") is None:
         raise ClusterError(INSTALL)
     name = name or socket.gethostname()
@@ -150,6 +155,8 @@ def _words(name: str, host: str, port: int, address: str | None) -> list[str]:
 
 def stop_node(environ: Mapping[str, str], node: RunningNode) -> None:
     """End a node that was started here, with all that works on it; harmless twice."""
+    import psutil
+
     process = _process_of(node)
     if process is not None:
         below = process.children(recursive=True)
@@ -166,6 +173,8 @@ def stop_node(environ: Mapping[str, str], node: RunningNode) -> None:
 
 
 def _process_of(node: RunningNode) -> psutil.Process | None:
+    import psutil
+
     try:
         process = psutil.Process(node.pid)
         same = abs(process.create_time() - node.process_started_at) < 1.0
@@ -182,7 +191,7 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _environment(environ: Mapping[str, str], host: str) -> dict[str, str]:
-    chosen = {**HEALTH, MATCH_VARIABLE: "minor", MODE_VARIABLE: "token"}
+    chosen = {**HEALTH, MATCH_VARIABLE: "minor", MODE_VARIABLE: "token", DRAIN_VARIABLE: "0"}
     if host in LOOPBACK:
         # Else Ray replaces the loopback address by one that others can reach.
         chosen["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

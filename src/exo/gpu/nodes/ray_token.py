@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exo.gpu.vocabulary.errors import ClusterError
 
@@ -18,6 +18,16 @@ MODE_VARIABLE = "RAY_AUTH_MODE"
 def has_token(environ: Mapping[str, str]) -> bool:
     """Whether Ray would find a token here."""
     return bool(environ.get("RAY_AUTH_TOKEN")) or _path(environ).exists()
+
+
+def use_token(ray: Any) -> None:
+    """Have this process show its token, if it has one: by itself Ray does so only for "auto".
+
+    Nothing is changed where the environment says whether to use one.
+    """
+    if MODE_VARIABLE not in os.environ and has_token(os.environ):
+        os.environ[MODE_VARIABLE] = "token"
+        ray._raylet.Config.initialize("")  # noqa: SLF001 - it was read when Ray was imported
 
 
 def ensure_token(environ: Mapping[str, str], *, make: bool) -> None:
