@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from exo.gpu.service.memory import return_large_buffers
 from exo.gpu.service.stream import ABORT
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def run(service: Service, listening: socket.socket, on_start: Callable[[], None]) -> None:
     """Answer until SIGINT, SIGTERM or SIGHUP comes; ``on_start`` is called when it begins."""
+    return_large_buffers()
     config = uvicorn.Config(
         service.application,  # pyright: ignore[reportArgumentType] - an ASGI 3 application
         http=_Protocol,
