@@ -7,12 +7,14 @@ import threading
 import time
 from collections import deque
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from exo.gpu.coordination.enquiry import Enquiry
 from exo.gpu.coordination.job_board import JobBoard
 from exo.gpu.coordination.processes import join
+from exo.gpu.nodes.foresight import foresight
 from exo.gpu.nodes.policies import policies_for
 from exo.gpu.scheduling.selector import select
 from exo.gpu.telemetry.sampling.observation import Observation
@@ -26,16 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from exo.gpu.coordination.jobs import JobSummary
-    from exo.gpu.coordination.recording import Recording
-    from exo.gpu.nodes.watching import NodeEvent
+    from exo.gpu.coordination.watch import Watch
     from exo.gpu.scheduling.job_queue import Turn
-    from exo.gpu.telemetry.collector import TelemetryCollector
+    from exo.gpu.vocabulary.cluster import NodeStanding
     from exo.gpu.vocabulary.decision import Decision
     from exo.gpu.vocabulary.device import GPUDevice
-    from exo.gpu.vocabulary.inventory import DiscoveryReport, MissingDevice
+    from exo.gpu.vocabulary.inventory import MissingDevice
     from exo.gpu.vocabulary.lease import Lease, Waiter
     from exo.gpu.vocabulary.metrics import GPUMetrics
-    from exo.gpu.vocabulary.process import ProcessList
     from exo.gpu.vocabulary.request import Request
 
 logger = logging.getLogger("exo.gpu.coordination.overview")
@@ -48,89 +48,13 @@ RECENT_VALUES = 120
 RECENT_EVENTS = 500
 """How many changes of health, faults, and devices that came or went are kept in memory."""
 
-# Who holds what is dearer to learn than a sample, and changes less often.
-_LISTS_SECONDS = 2.0
-
-# What is dear is done in a tenth of the time at most.
-_DEAR_SHARE = 10.0
+# The first overview has leases and processes, unless a driver or a node takes longer to tell.
+_FIRST_SECONDS = 2.0
 
 _STOP_SECONDS = 1.0
 
 # A sample may come just after an overview, and the next one just before: that is no gap.
 _LATE_CADENCES = 3.0
-
-
-class WatchedNode(Protocol):
-    """What an overview asks of a node beside the watch; a machine of this process has it."""
-
-    def inventory(self) -> DiscoveryReport:
-        """Every device found, and what each backend said."""
-        ...
-
-    def snapshot(self, *, leases: bool = True, others: bool = False) -> Snapshot:
-        """All devices now; with ``others`` also who works there under nobody's lease."""
-        ...
-
-    def processes(self) -> tuple[ProcessList, ...]:
-        """Who works on each device, or why that is not known."""
-        ...
-
-    def leases(self) -> tuple[Lease, ...]:
-        """All live leases."""
-        ...
-
-    def line(self) -> tuple[tuple[Waiter, Turn], ...]:
-        """Everybody who waits, the first one first."""
-        ...
-
-
-class Listening(Protocol):
-    """Events of a watch, in order."""
-
-    def get(self, timeout_seconds: float | None) -> NodeEvent | None:
-        """The next event; None when the time is over."""
-        ...
-
-    def close(self) -> None:
-        """Hear of nothing more."""
-        ...
-
-
-class Watch(Protocol):
-    """What is watched: :class:`~exo.gpu.coordination.monitor.Monitor`, or one of many machines."""
-
-    @property
-    def node(self) -> WatchedNode:
-        """What is asked for more than samples."""
-        ...
-
-    @property
-    def collector(self) -> TelemetryCollector:
-        """The samples of the last minutes."""
-        ...
-
-    @property
-    def recording(self) -> Recording:
-        """Whether samples reach the disk."""
-        ...
-
-    @property
-    def devices(self) -> tuple[GPUDevice, ...]:
-        """The devices as the last search found them."""
-        ...
-
-    @property
-    def missing(self) -> tuple[MissingDevice, ...]:
-        """Devices that were here before."""
-        ...
-
-    def snapshot(self, *, leases: bool = True) -> Snapshot:
-        """All devices as they are known now."""
-        ...
-
-    def subscribe(self) -> Listening:
-        """Hear of every event from now on."""
-        ...
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +65,8 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     missing: tuple[MissingDevice, ...] = ()
     failures: Mapping[str, str] = MappingProxyType({})
     """Why a device gave no sample the last time it was asked, by its id."""
+    nodes: tuple[NodeStanding, ...] = ()
+    """Every node that is or was in the cluster; none where one machine is shown."""
     leases: tuple[Lease, ...] = ()
     line: tuple[tuple[Waiter, Turn], ...] = ()
     occupancy: Occupancy = Occupancy()
@@ -191,8 +117,7 @@ class Overseer:
         self._events: deque[RecentEvent] = deque(maxlen=RECENT_EVENTS)
         self._failures: dict[str, str] = {}
         self._described: dict[str, tuple[GPUDevice, tuple[str, ...]]] = {}
-        self._lists: tuple[ProcessList, ...] = ()
-        self._lists_due = 0.0
+        self._enquiry = Enquiry(lambda: watch.node)
         self._overview = Overview(notes=("looking for devices",))
         self._taken = time.monotonic()
         self._sinks: list[Callable[[News], None]] = []
@@ -201,12 +126,14 @@ class Overseer:
 
     def __enter__(self) -> Overseer:
         """Begin."""
+        self._enquiry.start()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop; a call that hangs is left behind."""
         self._ended.set()
+        self._enquiry.stop()
         self._listening.close()
         self._thread.join(_STOP_SECONDS)
 
@@ -237,7 +164,7 @@ class Overseer:
         return tuple(self._events)
 
     def explain(self, request: Request) -> tuple[Decision, Snapshot]:
-        """Answer a request as things stand, and take nothing.
+        """Answer a request as things stand, as ``exo-gpu select`` does, and take nothing.
 
         Raises:
             UnknownName: for a policy that is not known, with the near spelling.
@@ -245,9 +172,12 @@ class Overseer:
 
         """
         snapshot = self.watch.node.snapshot(others=request.exclusive)
+        devices = [state.device for state in snapshot.devices]
+        snapshot = foresight(request, devices, self.environ)(snapshot)
         return select(snapshot, request, policies=policies_for(request)), snapshot
 
     def _run(self) -> None:
+        self._enquiry.wait_first(_FIRST_SECONDS)
         due = time.monotonic()
         while not self._ended.wait(max(0.0, due - time.monotonic())):
             try:
@@ -269,15 +199,10 @@ class Overseer:
         if not snapshot.devices:
             found = self.watch.node.inventory().findings
             notes += [f"{one.backend}: {one.reason}" for one in found if one.reason]
-        before = self._overview
-        leases, line, occupancy = before.leases, before.line, before.occupancy
-        if time.monotonic() >= self._lists_due:
-            began = time.monotonic()
-            leases, line = self._who(notes)
-            self._lists = self.watch.node.processes()
-            occupancy = join(snapshot, self._lists)
-            took = time.monotonic() - began
-            self._lists_due = began + max(_LISTS_SECONDS, _DEAR_SHARE * took)
+        answers = self._enquiry.answers
+        nodes, problem = self.watch.nodes, self.watch.problem
+        notes += [problem] * bool(problem)
+        notes += [f"node {one.node} is lost: {one.reason}" for one in nodes if not one.alive]
         jobs, problems = self._jobs.look()
         self._describe(snapshot)
         self._remember(snapshot, samples)
@@ -286,12 +211,13 @@ class Overseer:
             snapshot=snapshot,
             missing=self.watch.missing,
             failures=dict(self._failures),
-            leases=leases,
-            line=line,
-            occupancy=occupancy,
+            nodes=nodes,
+            leases=answers.leases,
+            line=answers.line,
+            occupancy=join(snapshot, answers.lists),
             jobs=jobs,
             job_problems=problems,
-            notes=tuple(dict.fromkeys(notes)),
+            notes=tuple(dict.fromkeys((*notes, *answers.notes))),
         )
         return News(overview=overview, samples=samples, events=events)
 
@@ -301,13 +227,6 @@ class Overseer:
         except ExoGpuError as error:
             notes.append(f"leases and cordons are not shown: {error}")
             return self.watch.snapshot(leases=False)
-
-    def _who(self, notes: list[str]) -> tuple[tuple[Lease, ...], tuple[tuple[Waiter, Turn], ...]]:
-        try:
-            return self.watch.node.leases(), self.watch.node.line()
-        except ExoGpuError as error:
-            notes.append(f"leases and cordons are not shown: {error}")
-            return (), ()
 
     def _drain(self) -> tuple[tuple[GPUMetrics, ...], tuple[RecentEvent, ...]]:
         """Everything heard since the last time."""
