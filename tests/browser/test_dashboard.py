@@ -113,6 +113,41 @@ def test_a_device_has_a_page_of_its_own(serve, look):
     page.locator(".tile").first.wait_for()
 
 
+def of_node(node: str, number: int) -> dict:
+    """A card as it is called in a cluster."""
+    whole = {"device_id": f"{node}/cuda:{number}", "hardware_id": f"GPU-{node}-{number}"}
+    return {**card(number), **whole, "node": node}
+
+
+def test_devices_of_several_nodes_stand_below_their_node(serve, look):
+    """Rule: each node has a head; a tile's link, page and history work with a slash in the id."""
+    page = look(serve(of_node("rig1", 1), of_node("rig2", 2), of_node("rig2", 3))).page
+    page.locator(".tile").nth(2).wait_for()
+    texts = page.locator(".tiles > li").all_inner_texts()
+    assert [one.split("\n")[0].strip() for one in texts] == [
+        "rig1", "rig1/cuda:1", "rig2", "rig2/cuda:2", "rig2/cuda:3",
+    ]  # fmt: skip
+    page.locator(".node", has_text="rig2").get_by_text("2 devices").wait_for()
+    assert violations(page) == []
+    page.get_by_label("Find").fill("rig1")
+    page.locator(".node", has_text="rig2").wait_for(state="detached")
+    page.get_by_label("Find").fill("")
+    page.get_by_label("Order").select_option("load")
+    page.locator(".node").first.wait_for(state="detached")
+    page.locator(".tile", has_text="rig2/cuda:2").click()
+    page.get_by_role("heading", name="rig2/cuda:2: NVIDIA GeForce RTX 4090").wait_for()
+    page.locator(".plot").first.wait_for()
+    assert "no history" not in page.locator("main").inner_text()
+    assert page.locator(".plot").count() == 4
+
+
+def test_one_machine_needs_no_head(serve, look):
+    """Rule: where there is one node only, its devices stand by themselves."""
+    page = look(serve(card(1), card(2))).page
+    page.locator(".tile").nth(1).wait_for()
+    assert page.locator(".node").count() == 0
+
+
 def test_an_unknown_reading_says_why_on_its_page(serve, look):
     """Rule: the table of readings has the reason in words."""
     page = look(serve(SILENT), "/#/device/rocm%3A0").page
