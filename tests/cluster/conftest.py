@@ -70,21 +70,25 @@ class Machines:
         script.write_text(json.dumps({"devices": [card(name)]}))
         return {"EXO_GPU_FAKE": str(script), "EXO_GPU_STATE": str(folder)}
 
-    def add(self, name: str) -> None:
-        """Have a machine join."""
+    def add(self, name: str, *, gpus: int = 0, **environ: str) -> None:
+        """Have a machine join, with so many GPUs that Ray manages."""
         self.nodes[name] = self._cluster.add_node(
             num_cpus=1,
-            num_gpus=0,
+            num_gpus=gpus,
             object_store_memory=80 * 2**20,
             include_dashboard=False,
             labels={"exo.node": name},
-            env_vars=self.environ(name),
+            env_vars=self.environ(name) | environ,
             node_ip_address="127.0.0.1",
         )
 
     def kill(self, name: str) -> None:
         """End all of a machine's processes at once."""
         self._cluster.remove_node(self.nodes.pop(name), allow_graceful=False)
+
+    def raylet(self, name: str) -> int:
+        """The pid of what makes a machine part of the cluster."""
+        return self.nodes[name].all_processes["raylet"][0].process.pid
 
     def shutdown(self) -> None:
         self._cluster.shutdown()

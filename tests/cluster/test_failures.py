@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -103,6 +104,40 @@ def test_a_frozen_node_is_lost_and_late_results_do_no_harm(
     finally:
         os.kill(member.pid, signal.SIGCONT)
     until(lambda: "rig1/cuda:0" in devices_of(cluster))
+    until(lambda: not cluster.leases())
+
+
+def test_a_node_whose_ray_is_frozen_is_found_dead_by_the_others(
+    cluster: Any, machines: Any, until: Callable[..., Any]
+) -> None:
+    """Rule: a node that its cluster hears nothing of is lost, though its agent still answers."""
+    until(lambda: member_of(cluster, "rig2"))
+    raylet = machines.raylet("rig2")
+    results = run_through(cluster, lambda: os.kill(raylet, signal.SIGSTOP), count=800)
+    assert sorted(results) == list(range(800))
+    until(lambda: "rig2/cuda:0" not in devices_of(cluster))
+    os.kill(raylet, signal.SIGCONT)
+    machines.kill("rig2")
+    machines.add("rig2")
+    until(lambda: "rig2/cuda:0" in devices_of(cluster))
+    until(lambda: not cluster.leases())
+
+
+def test_a_node_that_joins_takes_part_in_what_runs_already(
+    cluster: Any, machines: Any, until: Callable[..., Any]
+) -> None:
+    """Rule: devices that come, or come back, while an executor works get their share of it."""
+    until(lambda: "rig2/cuda:0" in devices_of(cluster))
+    machines.kill("rig2")
+    until(lambda: "rig2/cuda:0" not in devices_of(cluster))
+    with GPUExecutor(cluster=cluster) as executor:
+        assert {one.device_id for one in executor.devices} == {"head/cuda:0", "rig1/cuda:0"}
+        machines.add("rig2")
+        used: set[str] = set()
+        for done in executor.stream(slow, itertools.count()):
+            used.add(done.device_id)
+            if "rig2/cuda:0" in used:
+                break
     until(lambda: not cluster.leases())
 
 

@@ -68,7 +68,6 @@ class TestRegistration:
         assert len(manager._devices) == 0
         assert manager.list_devices() == []
         assert manager._collector is None
-        assert manager._distributor is None
 
     def test_devices_of_any_vendor_are_listed_in_order(self, manager):
         """D8."""

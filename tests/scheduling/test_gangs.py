@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from exo.gpu.scheduling.gangs import EXACT_DEVICES, Links, find_gang
 from exo.gpu.scheduling.selector import explain, refusal_message, select
-from exo.gpu.vocabulary.links import Interconnect, Link, LinkKind
+from exo.gpu.vocabulary.links import Interconnect, Link, LinkKind, Route
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.settings import DeviceSettings
 from exo.gpu.vocabulary.snapshot import Snapshot
@@ -132,6 +132,13 @@ def on_nodes(*sizes):
     ]
 
 
+def ways(*known):
+    return tuple(
+        Route(source=one, target=other, latency_seconds=1e-3, bandwidth_bytes_per_second=rate)
+        for one, other, rate in known
+    )
+
+
 class TestNodes:
     def test_one_machine_comes_before_two_with_better_devices(self):
         decision = choose(on_nodes(1, 2), (), count=2)
@@ -141,6 +148,27 @@ class TestNodes:
         decision = choose(on_nodes(1, 1, 2), (), count=3)
         assert decision.chosen == ("rig0/cuda:0", "rig2/cuda:0", "rig2/cuda:1")
         assert decision.slowest_link.startswith("network between ")
+
+    def test_across_machines_of_the_same_use_those_with_the_fastest_way(self):
+        """Rule: as few machines as will do, and of those the ones that reach each other fastest."""
+        routes = (
+            *ways(("rig0", "rig1", 125e6), ("rig0", "rig2", 125e6)),
+            *ways(("rig1", "rig2", 1.25e9), ("rig0", "rig3", 10e9)),
+        )
+        snapshot = Snapshot(tuple(on_nodes(2, 2, 2, 1)), routes=routes)
+        decision = select(snapshot, Request(count=4))
+        assert {one.partition("/")[0] for one in decision.chosen} == {"rig1", "rig2"}
+        assert "(1250 MB/s)" in decision.slowest_link
+        unknown = select(msgspec.structs.replace(snapshot, routes=()), Request(count=4))
+        assert {one.partition("/")[0] for one in unknown.chosen} == {"rig0", "rig1"}
+
+    def test_of_a_way_that_was_measured_both_ways_the_slower_counts(self):
+        routes = (
+            *ways(("rig0", "rig1", 1e9), ("rig1", "rig0", 1e6), ("rig0", "rig2", 1e7)),
+            Route(source="rig1", target="rig2", latency_seconds=0.1),
+        )
+        decision = select(Snapshot(tuple(on_nodes(1, 1, 1)), routes=routes), Request(count=2))
+        assert decision.chosen == ("rig0/cuda:0", "rig2/cuda:0")
 
     def test_same_node_is_a_must_where_it_is_asked_for(self):
         decision = choose(on_nodes(1, 2), (), count=3, same_node=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Self
 
 from exo.gpu.coordination.cluster import connect_node
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 1.0
 
 
-class ClusterSide:
+class ClusterSide(ABC):
     """What a manager has besides, once it is connected; before that it has nothing of it."""
 
     node: ClusterNode | None = None
@@ -52,8 +53,13 @@ class ClusterSide:
         manager = cls(**options)
         manager._news = news = threading.Event()
         manager._gone = threading.Event()
-        manager.node = connect_node(address, runtime_env=runtime_env, on_change=news.set)
-        manager._follow()
+        node = connect_node(address, runtime_env=runtime_env, on_change=news.set)
+        manager.node = node
+        try:
+            manager._follow()
+        except BaseException:
+            node.close()
+            raise
         threading.Thread(target=manager._listen, name="exo-gpu-cluster", daemon=True).start()
         return manager
 
@@ -70,20 +76,25 @@ class ClusterSide:
 
     # What a manager gives.
 
+    @abstractmethod
     def register_device(self, device: GPUDevice) -> None:
         """Add a device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unregister_device(self, device_id: str) -> bool:
         """Forget a device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def list_devices(self) -> list[GPUDevice]:
         """Every registered device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take(self, metrics: GPUMetrics) -> None:
-        raise NotImplementedError
+        """Keep a sample of a registered device."""
+
+    def _rates(self) -> dict[str, float]:
+        """Bytes a second from here to each other node, where its way was measured."""
+        return {} if self.node is None else self.node.rates()
 
     def _listen(self) -> None:
         assert self._news is not None

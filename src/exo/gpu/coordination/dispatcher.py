@@ -17,6 +17,7 @@ from exo.gpu.coordination.endings import Endings
 from exo.gpu.coordination.feeding import Feeder
 from exo.gpu.coordination.items import Job
 from exo.gpu.coordination.map_run import MapRun
+from exo.gpu.coordination.newcomers import Newcomers
 from exo.gpu.coordination.open_slots import OpenSlots
 from exo.gpu.coordination.outcomes_learned import OutcomesLearned
 from exo.gpu.coordination.picky_jobs import PickyJobs
@@ -109,11 +110,7 @@ class Dispatcher:
             inbox or queue.SimpleQueue()
         )
         self._endings = Endings(
-            node,
-            requests,
-            retry,
-            on_retry=on_retry,
-            on_device_lost=on_device_lost,
+            node, requests, retry, on_retry=on_retry, on_device_lost=on_device_lost
         )
         self._picky = PickyJobs(node, common_request(requests))
         self.numbers = Numbers()
@@ -148,6 +145,7 @@ class Dispatcher:
         self.lanes = tuple((number, slot.device) for number, slot in self._slots.items())
         """(slot number, device) of every slot, in the order of preference."""
         self.devices = tuple({device.device_id: device for _, device in self.lanes}.values())
+        self._newcomers = Newcomers(node, requests, self.devices[0], self.nudge)
         self._thread = threading.Thread(target=self._serve, name="exo-gpu-dispatch", daemon=True)
         self._thread.start()
 
@@ -196,6 +194,7 @@ class Dispatcher:
                     self._handle(self._inbox.get(timeout=self._look_seconds()))
                 while not self._inbox.empty():
                     self._handle(self._inbox.get())
+                self._picky.retired += self._newcomers.look(self._endings.lost)
                 if self._picky.jobs or self._picky.retired or self._pool.retiring:
                     self._make_room()
                 self._feed()
@@ -229,6 +228,7 @@ class Dispatcher:
         self._end_all(broken if self._failure else "the executor was shut down before it ended")
         self.started.set()
         self._learned.keep()
+        self._newcomers.close()
         if self._own_node:
             self._node.close()
 
@@ -329,9 +329,7 @@ class Dispatcher:
             job.on_chunk(chunk, partial(self._node.allow, slot.number, slot.works[0].work_id))
 
     def _cancel(self, item: int) -> None:
-        job = self._sent.get(item)
-        if job is None:
-            job = next((one for one in self._feeder.waiting_jobs() if one.item == item), None)
+        job = self._feeder.job_of(item)
         if job is None:
             return
         job.cancelled = True

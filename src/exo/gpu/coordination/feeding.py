@@ -80,7 +80,12 @@ class Feeder:
         """Whether anything waits to be sent for the first time."""
         return any((self._common, *self._bound.values()))
 
-    def waiting_jobs(self) -> Iterator[Job]:
+    def job_of(self, item: int) -> Job | None:
+        """The job of an item, whether it was sent yet or not; None for one that is not open."""
+        waiting = (one for one in self._waiting_jobs() if one.item == item)
+        return self.jobs.get(item) or next(waiting, None)
+
+    def _waiting_jobs(self) -> Iterator[Job]:
         """The jobs that were not sent yet."""
         for entry in itertools.chain(self._common, *self._bound.values()):
             if isinstance(entry, Job):
@@ -95,7 +100,7 @@ class Feeder:
 
     def clear(self, error: BaseException) -> list[Job]:
         """Forget everything; maps end with the error, and the jobs are whoever calls to end."""
-        jobs = [*self.jobs.values(), *self.waiting_jobs()]
+        jobs = [*self.jobs.values(), *self._waiting_jobs()]
         self.jobs.clear()
         self._common.clear()
         self._bound.clear()

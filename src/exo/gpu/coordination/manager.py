@@ -14,9 +14,10 @@ from exo.gpu.backend import on_daemon_thread
 from exo.gpu.coordination.cluster_side import ClusterSide
 from exo.gpu.coordination.device_health import DeviceHealth
 from exo.gpu.coordination.recording import NOT_WANTED, HistoryKeeper, Recording
+from exo.gpu.coordination.roster import Roster
 from exo.gpu.coordination.strangers import Strangers
 from exo.gpu.scheduling.distribution import Distribution
-from exo.gpu.scheduling.distributor import Maxima, WorkloadDistributor
+from exo.gpu.scheduling.distributor import Maxima
 from exo.gpu.scheduling.fast import FastSelector
 from exo.gpu.scheduling.selector import select
 from exo.gpu.scheduling.strategies import Terms, distribute
@@ -25,7 +26,7 @@ from exo.gpu.telemetry.table.turns import Turns
 from exo.gpu.telemetry_protocol import Heartbeat
 from exo.gpu.vocabulary.decision import Decision
 from exo.gpu.vocabulary.device import DeviceCapabilities, GPUDevice
-from exo.gpu.vocabulary.errors import DuplicateDevice, InvalidValue, ManagerClosed, NoSuchDevice
+from exo.gpu.vocabulary.errors import InvalidValue, ManagerClosed, NoSuchDevice
 from exo.gpu.vocabulary.health import HealthEvent
 from exo.gpu.vocabulary.metrics import GPUMetrics
 from exo.gpu.vocabulary.request import Request
@@ -68,13 +69,11 @@ class GPUClusteringManager(ClusterSide):
         """
         check_whole("max_history", max_history, low=1)
         check_number("stale_after_seconds", stale_after_seconds, low=0)
-        self._devices: dict[str, GPUDevice] = {}
-        self._hardware: dict[tuple[str, str], str] = {}
+        self._devices = Roster()
         self._turns = Turns()
         self._health = DeviceHealth(clock=clock, stale_after_seconds=stale_after_seconds)
         self._strangers = Strangers()
         self._collector: TelemetryCollector | None = None
-        self._distributor: WorkloadDistributor | None = None
         self._selector: FastSelector | None = None
         self._max_history = max_history
         self._stale_after_seconds = stale_after_seconds
@@ -108,19 +107,8 @@ class GPUClusteringManager(ClusterSide):
         """
         with self._lock:
             self._require_open()
-            if not isinstance(device, GPUDevice):
-                raise InvalidValue("device", device, "a GPUDevice")
-            known = self._devices.get(device.device_id)
-            if known == device:
+            if not self._devices.add(device):
                 return
-            if known is not None:
-                raise DuplicateDevice("device_id", device.device_id, "free: unregister it first")
-            identity = (device.node, device.hardware_id)
-            if identity in self._hardware:
-                expected = f"free: {self._hardware[identity]} is the same hardware"
-                raise DuplicateDevice("hardware_id", device.hardware_id, expected)
-            self._devices[device.device_id] = device
-            self._hardware[identity] = device.device_id
             self._telemetry.describe(device)
             self._health.watch(device)
             if self._keeper is not None:
@@ -133,10 +121,8 @@ class GPUClusteringManager(ClusterSide):
         """Forget a device and all that was heard of it; False where it was not registered."""
         with self._lock:
             self._require_open()
-            device = self._devices.pop(device_id, None)
-            if device is None:
+            if not self._devices.remove(device_id):
                 return False
-            del self._hardware[device.node, device.hardware_id]
             self._telemetry.forget(device_id)
             self._health.forget(device_id)
             if self._keeper is not None:
@@ -281,6 +267,7 @@ class GPUClusteringManager(ClusterSide):
         *,
         costs: Any = None,
         seconds: float | None = None,
+        item_bytes: float | None = None,
     ) -> Distribution[Task]:
         """Split tasks among all registered devices, of whatever class and runtime.
 
@@ -291,7 +278,9 @@ class GPUClusteringManager(ClusterSide):
         busy now. ``cost`` minimises the makespan of ``costs``: a matrix, tasks x devices in the
         order of :meth:`list_devices`, or a column for each device id; infinity is where a task does
         not fit. It works for ``seconds``, else until it has tried enough, and then it always
-        answers the same. What no device may take is in ``unassigned``.
+        answers the same. ``item_bytes`` is what is sent for each task: no node of a cluster gets
+        more than the way there brings, where that was measured. What no device may take is in
+        ``unassigned``.
 
         Raises:
             UnknownName: for another strategy.
@@ -301,16 +290,16 @@ class GPUClusteringManager(ClusterSide):
 
         """
         snapshot = self.snapshot()
-        if self._distributor is None:
-            self._distributor = WorkloadDistributor()
         terms = Terms(
             capacities=capacities,
             costs=costs,
             max_per_device=max_per_device,
             seconds=seconds,
+            item_bytes=item_bytes,
+            rates=self._rates() if item_bytes else {},
             clock=time.monotonic,
         )
-        return distribute(self._distributor, snapshot, tasks, strategy, terms)
+        return distribute(snapshot, tasks, strategy, terms)
 
     def lease(self, **request: Any) -> AbstractAsyncContextManager[LeasedDevice]:
         """Hold the best device here, or of the cluster: ``async with manager.lease(...)``.
@@ -336,10 +325,8 @@ class GPUClusteringManager(ClusterSide):
         self.leave()
         with self._lock:
             self._closed = True
-            self._devices.clear()
-            self._hardware.clear()
+            self._devices = Roster()
             self._collector = None
-            self._distributor = None
             self._selector = None
         if self._keeper is not None:
             await on_daemon_thread(self._keeper.close, name="exo-gpu-close")

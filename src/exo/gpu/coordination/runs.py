@@ -138,7 +138,7 @@ def _run_once(
             node.release(lease_id)
 
 
-def _learn(request: Request, end: CommandEnd, node: LocalNode) -> None:
+def _learn(request: Request, end: CommandEnd, node: RunNode) -> None:
     """Keep what a command took; one that failed or ran on several devices says nothing of speed."""
     if not request.kind or not end.device_ids:
         return

@@ -45,7 +45,8 @@ def connect(
     try:
         table = ClusterTable()
         driver = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        membership = Membership(carrier, table, Shelf(carrier.share), driver, on_change)
+        membership = Membership(carrier, table, Shelf(carrier.share), driver)
+        membership.listen(on_change)
         membership.start()
         kept: dict[str, Any] = {}
         if runtime_env:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import sys
 import threading
 import time
@@ -13,6 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.nodes.cluster.roads import Place
+from exo.gpu.nodes.ray_joining import first_line, loopback, quiet_stderr, reach, why_not
 from exo.gpu.vocabulary.errors import ClusterError, ExoGpuError, NodeLost
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ NODE_LABEL = "exo.node"
 # Agents answer questions of many drivers at once; each driver's poll holds one thread for a second.
 _ANSWERING, _LISTENING = 8, 32
 
+# GPUs that Ray manages are held for so long after the last driver has left.
+IDLE_SECONDS = 30.0
+LOOK_SECONDS = 1.0
+
 _START_SECONDS = 30.0
 _NAME_POLL_SECONDS = 0.1
-_REACH_SECONDS = 5.0
-_PATIENCE_VARIABLE = "RAY_gcs_server_port_wait_time_s"
 
 # Ray compares Python down to the patch unless told otherwise; what we send needs the minor only.
 MATCH_VARIABLE = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
@@ -79,9 +81,9 @@ class RayCarrier:
 
     def _join(self, address: str | None) -> None:
         asked = address or os.environ.get("RAY_ADDRESS") or "auto"
-        _reach(asked)
+        reach(asked)
         try:
-            with _quiet_stderr(), _loopback(self._ray, asked):
+            with quiet_stderr(), loopback(self._ray, asked):
                 self._ray.init(
                     address=asked,
                     namespace=NAMESPACE,
@@ -92,7 +94,7 @@ class RayCarrier:
         except Exception as error:
             # The node-connection border: Ray raises whatever its parts do.
             logger.debug("joining failed", exc_info=True)
-            raise ClusterError(_why_not(asked, error)) from None
+            raise ClusterError(why_not(asked, error)) from None
 
     def places(self) -> Sequence[Place]:
         """The nodes that are alive, each under its label, else under Ray's own id of it.
@@ -105,8 +107,7 @@ class RayCarrier:
             found = self._ray.nodes()
         except Exception as error:  # noqa: BLE001 - the node-connection border
             raise ClusterError(
-                f"the head of the cluster does not answer: {_first_line(error)}; what was done is "
-                "kept by a journal, if one was asked for"
+                f"the head of the cluster does not answer: {first_line(error)}"
             ) from None
         places: dict[str, Place] = {}
         for node in found:
@@ -115,6 +116,14 @@ class RayCarrier:
                 name = labels.get(NODE_LABEL) or node["NodeID"][:8]
                 places[name] = Place(name, node["NodeID"], node.get("NodeManagerAddress", ""))
         return tuple(places.values())
+
+    @property
+    def here(self) -> str:
+        """The key of the node that this process's values are sent from; empty if not known."""
+        try:
+            return str(self._ray.get_runtime_context().get_node_id())
+        except Exception:  # noqa: BLE001 - the node-connection border
+            return ""
 
     def road(self, place: Place) -> RayRoad:
         """The way to the node's agent; one of another version is replaced first.
@@ -160,15 +169,19 @@ class RayCarrier:
             except Exception as error:  # noqa: BLE001 - the node-connection border
                 # The node-connection border: an environment that cannot be made is one's own fault.
                 raise ClusterError(
-                    f"node {name} cannot make the runtime_env: {_first_line(error)}"
+                    f"node {name} cannot make the runtime_env: {first_line(error)}"
                 ) from None
         return found
+
+    def give_up(self) -> None:
+        """Leave a cluster whose head is gone, before Ray ends this process on its account."""
+        threading.Thread(target=self.close, name="exo-gpu-give-up", daemon=True).start()
 
     def close(self) -> None:
         """Leave the cluster, where it was joined here; harmless twice."""
         if self._own and not self._closed:
             self._closed = True
-            with _quiet_stderr():
+            with quiet_stderr():
                 self._ray.shutdown()
 
     def _agent(self, place: Place) -> Any:
@@ -191,9 +204,9 @@ class RayCarrier:
                 max_restarts=-1,
                 max_task_retries=0,
                 **self._pin(place, node.get("Labels") or {}),
-            ).remote(place.name, hide_cuda=bool(managed and not granted))
+            ).remote(place.name, managed=managed, granted=granted)
         except Exception as error:  # noqa: BLE001 - the node-connection border
-            raise NodeLost(f"no agent starts there: {_first_line(error)}") from None
+            raise NodeLost(f"no agent starts there: {first_line(error)}") from None
 
     def _pin(self, place: Place, labels: Mapping[str, str]) -> dict[str, Any]:
         """A label outlives the node's id, which is new each time it joins."""
@@ -216,9 +229,8 @@ class RayCarrier:
 
     def _free_gpus(self, place: Place) -> int:
         """GPUs of a node that Ray has given to nobody: those are all that we may take."""
-        from ray._private import state
-
-        free: dict[str, dict[str, float]] = state.available_resources_per_node()
+        state = self._ray._private.state  # noqa: SLF001 - nothing public tells it by node
+        free = state.available_resources_per_node()
         return int(free.get(place.key, {}).get("GPU", 0))
 
 
@@ -250,10 +262,10 @@ class RayRoad:
             cause = error.cause
             if isinstance(cause, (ExoGpuError, OSError, LookupError)):
                 raise cause from None
-            raise NodeLost(f"node {self._node} broke: {_first_line(error)}") from error
+            raise NodeLost(f"node {self._node} broke: {first_line(error)}") from error
         except Exception as error:  # noqa: BLE001 - the node-connection border
             # The node-connection border: Ray has a class for each way to be gone.
-            raise NodeLost(f"node {self._node} is gone: {_first_line(error)}") from None
+            raise NodeLost(f"node {self._node} is gone: {first_line(error)}") from None
 
     def tell(self, call: str, *arguments: Any) -> None:
         """Call without waiting; that it did not arrive is seen by whoever asks next."""
@@ -266,14 +278,21 @@ class RayRoad:
 class _Agent:
     """The actor: an agent's service in a process that Ray keeps alive."""
 
-    def __init__(self, node: str, *, hide_cuda: bool) -> None:
+    def __init__(self, node: str, *, managed: int, granted: int) -> None:
+        """``granted`` are ours of the GPUs that Ray has given out on this node, if it manages any.
+
+        Those are held for as long as anybody uses this agent, and then left to others.
+        """
         from exo.gpu.nodes.cluster.service import AgentService
 
         environ = dict(os.environ)
-        if hide_cuda:  # all of Ray's GPUs here are somebody else's
+        if managed and not granted:  # all of Ray's GPUs here are somebody else's
             environ["CUDA_VISIBLE_DEVICES"] = ""
         self._version = version("exo-gpu")
         self._service = AgentService(node, self._version, _fetch, environ, _reach_agent)
+        if granted:
+            handle = ray_module().get_runtime_context().current_actor
+            threading.Thread(target=self._let_go, args=(handle,), daemon=True).start()
 
     def listen(self, call: str, arguments: tuple[Any, ...]) -> Any:
         """Polls."""
@@ -286,6 +305,12 @@ class _Agent:
     def order(self, call: str, arguments: tuple[Any, ...]) -> None:
         """Orders, in the order in which a driver gave them."""
         self._call(call, arguments)
+
+    def _let_go(self, handle: Any) -> None:
+        """End once nobody has used this agent for a while: the next driver begins another one."""
+        while self._service.idle_seconds < IDLE_SECONDS:
+            time.sleep(LOOK_SECONDS)
+        ray_module().kill(handle)
 
     def _call(self, call: str, arguments: tuple[Any, ...]) -> Any:
         return getattr(self._service, call)(*arguments)
@@ -306,7 +331,7 @@ def _reach_agent(node: str) -> RayRoad:
     try:
         return RayRoad(ray, ray.get_actor(f"agent-{node}", namespace=NAMESPACE), node)
     except ValueError as error:
-        raise NodeLost(f"node {node} has no agent: {_first_line(error)}") from None
+        raise NodeLost(f"node {node} has no agent: {first_line(error)}") from None
 
 
 def _fetch(handle: Any) -> Any:
@@ -324,88 +349,3 @@ class _Surroundings:
             "directory": os.getcwd(),  # noqa: PTH109 - a text that travels
             "variables": {name: os.environ[name] for name in names if name in os.environ},
         }
-
-
-def _reach(address: str) -> None:
-    """See that something answers there at all: Ray itself would try for minutes.
-
-    Raises:
-        ClusterError: where nothing does.
-
-    """
-    host, _, port = address.rpartition(":")
-    if "/" in host or not host or not port.isdecimal():
-        return  # "auto", or a way that only Ray understands
-    try:
-        socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterError(
-            f"no cluster answers at {address}: is the head running there, and is the port right? "
-            f"({error})"
-        ) from None
-
-
-def _why_not(address: str, error: Exception) -> str:
-    """One line that says what to do about a cluster that cannot be joined."""
-    text = str(error)
-    if "version mismatch" in text.lower():
-        return (
-            f"the cluster at {address} runs another version: {' '.join(text.split())}; install "
-            "the same Ray and the same minor version of Python on all nodes"
-        )
-    if address == "auto":
-        return (
-            "no cluster is known here: 'exo-gpu cluster start --head' begins one, "
-            "RAY_ADDRESS=HOST:6379 names one"
-        )
-    return (
-        f"what answers at {address} refuses this token, or is no Ray cluster: copy "
-        f"~/.ray/auth_token from its head, or set RAY_AUTH_TOKEN ({_first_line(error)})"
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
-
-
-LOOPBACK = ("127.0.0.1", "localhost")
-
-
-@contextlib.contextmanager
-def _loopback(ray: Any, address: str) -> Any:
-    """Keep Ray from replacing loopback by what others can reach, and from trying for minutes."""
-    constants = ray._private.ray_constants  # noqa: SLF001 - there is no setting after its import
-    before = constants.ENABLE_RAY_CLUSTER
-    patience = os.environ.get(_PATIENCE_VARIABLE)
-    os.environ.setdefault(_PATIENCE_VARIABLE, "5")  # tries, of which each takes a second or more
-    if address.rpartition(":")[0] in LOOPBACK:
-        constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        constants.ENABLE_RAY_CLUSTER = before
-        if patience is None:
-            os.environ.pop(_PATIENCE_VARIABLE, None)
-
-
-_STDERR = threading.Lock()
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Any:
-    """Ray's C++ parts write there past every setting; what matters is told by an exception."""
-    with _STDERR:
-        try:
-            kept = os.dup(2)
-        except OSError:  # there is none
-            yield
-            return
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from exo.gpu.nodes.ray_cluster import INSTALL, LOOPBACK, MATCH_VARIABLE, NODE_LABEL
-from exo.gpu.vocabulary.errors import ClusterError
+from exo.gpu.nodes.ray_cluster import INSTALL, MATCH_VARIABLE, NODE_LABEL
+from exo.gpu.nodes.ray_joining import LOOPBACK
+from exo.gpu.vocabulary.errors import ClusterError, InvalidValue
 from exo.gpu.vocabulary.messages import WireValue
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ HEALTH = {
     "RAY_health_check_timeout_ms": "1500",
     "RAY_health_check_failure_threshold": "3",
 }
+
+# What Ray takes as a label's value, as Kubernetes does.
+_NAME = re.compile("[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
@@ -97,27 +102,24 @@ def start_node(
 
     Raises:
         ClusterError: where it cannot be started, with the reason and what to do.
+        InvalidValue: for a name that Ray would not take.
 
     """
     if find_spec("ray") is None:
         raise ClusterError(INSTALL)
     name = name or socket.gethostname()
+    if not _NAME.fullmatch(name):
+        expected = "letters, digits, '.', '-' and '_', 63 at most, a letter or digit at both ends"
+        raise InvalidValue("name", name, expected)
     if any(node.name == name for node in running_nodes(environ)):
         raise ClusterError(f"node {name!r} runs here already ('exo-gpu cluster stop' ends it)")
     _ensure_token(environ, make=address is None)
     folder = folder_of(environ)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = folder / f"{name}.log"
-    words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-gpus=0"]
-    words += [f"--node-ip-address={host}", f"--labels={NODE_LABEL}={name}", "--disable-usage-stats"]
-    if address is None:
-        words += ["--head", f"--port={port}", "--include-dashboard=false"]
-        address = f"{host}:{port}"
-    else:
-        words += [f"--address={address}"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            words,
+            _words(name, host, port, address),
             env=_environment(environ, host),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -129,11 +131,20 @@ def start_node(
         name=name,
         pid=process.pid,
         process_started_at=psutil.Process(process.pid).create_time(),
-        address=address,
-        head="--head" in words,
+        address=address or f"{host}:{port}",
+        head=address is None,
     )
     (folder / f"{name}.json").write_text(node.to_json())
     return node
+
+
+def _words(name: str, host: str, port: int, address: str | None) -> list[str]:
+    """The command that runs a node of Ray."""
+    words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-gpus=0"]
+    words += [f"--node-ip-address={host}", f"--labels={NODE_LABEL}={name}", "--disable-usage-stats"]
+    if address is None:
+        return [*words, "--head", f"--port={port}", "--include-dashboard=false"]
+    return [*words, f"--address={address}"]
 
 
 def stop_node(environ: Mapping[str, str], node: RunningNode) -> None:

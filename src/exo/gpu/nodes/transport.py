@@ -149,6 +149,24 @@ class FarNode(Protocol):
 
 
 @runtime_checkable
+class GrowingNode(Protocol):
+    """A node whose devices come and go, with the machines that they are in."""
+
+    @property
+    def roster_version(self) -> int:
+        """Rises when devices have come, gone or changed."""
+        ...
+
+    def inventory(self) -> DiscoveryReport:
+        """Every device that is here now."""
+        ...
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call the listener, from other threads, when anything is new; what ends that."""
+        ...
+
+
+@runtime_checkable
 class CordonKeeper(Protocol):
     """A node that keeps devices out of scheduling, for all who share its machine."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from exo.gpu.vocabulary.device import GPUDevice
-from exo.gpu.vocabulary.links import Interconnect, Link, LinkKind
+from exo.gpu.vocabulary.links import Interconnect, Link, LinkKind, Route
 from exo.gpu.vocabulary.request import Request
 
 # All subsets of 16 devices, the most that one machine usually has, are searched in milliseconds;
@@ -40,8 +40,14 @@ class Gang(msgspec.Struct, frozen=True):
 class Links:
     """How good the way between two devices is, from what is known of each direction."""
 
-    def __init__(self, links: Iterable[Link] = ()) -> None:
+    def __init__(self, links: Iterable[Link] = (), routes: Iterable[Route] = ()) -> None:
         self._levels: dict[frozenset[str], int] = {}
+        self._rates: dict[frozenset[str], float] = {}
+        for route in routes:
+            if route.bandwidth_bytes_per_second is not None:
+                nodes = frozenset((route.source, route.target))
+                rate = route.bandwidth_bytes_per_second
+                self._rates[nodes] = min(rate, self._rates.get(nodes, rate))
         for link in links:
             if link.kind is not None:
                 pair = frozenset((link.source, link.target))
@@ -53,6 +59,10 @@ class Links:
         if one.node != other.node:
             return _NETWORK
         return self._levels.get(frozenset((one.device_id, other.device_id)), _UNKNOWN)
+
+    def rate(self, one: str, other: str) -> float:
+        """Bytes a second between two machines, of the slower direction; 0 where unknown."""
+        return self._rates.get(frozenset((one, other)), 0.0)
 
 
 def find_gang(
@@ -90,13 +100,42 @@ def _best_places(
         return min(found, key=lambda one: (-one[0], one[1]))[1]
     if request.same_node or least > _NETWORK or len(pool) < request.count:
         return None
-    return _across(nodes, request.count)
+    return _across(nodes, request.count, links)
 
 
-def _across(nodes: Mapping[str, list[int]], count: int) -> tuple[int, ...]:
-    """On as few machines as will do: the largest first."""
-    order = sorted(nodes.values(), key=lambda places: (-len(places), places[0]))
-    return tuple(sorted(itertools.islice(itertools.chain.from_iterable(order), count)))
+def _across(nodes: Mapping[str, list[int]], count: int, links: Links) -> tuple[int, ...]:
+    """On as few machines as will do; of those that do, where the slowest way is the fastest.
+
+    Grown from each of the largest machines in turn, which is no search of all sets.
+    """
+    order = sorted(nodes, key=lambda node: (-len(nodes[node]), nodes[node][0]))
+    best: tuple[int, float, list[str]] | None = None
+    for seed in order[:SEEDS]:
+        group, rate = _group(seed, order, nodes, count, links)
+        if best is None or (len(group), -rate) < best[:2]:
+            best = (len(group), -rate, group)
+    assert best is not None, "there are devices enough"
+    places = itertools.chain.from_iterable(nodes[node] for node in best[2])
+    return tuple(sorted(itertools.islice(places, count)))
+
+
+def _group(
+    seed: str, order: Sequence[str], nodes: Mapping[str, list[int]], count: int, links: Links
+) -> tuple[list[str], float]:
+    """Machines with devices enough, and the slowest way between any two of them."""
+    group, slowest = [seed], float("inf")
+    missing = count - len(nodes[seed])
+    left = [node for node in order if node != seed]
+    reach = {node: links.rate(seed, node) for node in left}
+    while missing > 0:
+        # Those before it in the order are at least as large: of the same use, the fastest.
+        node = max(left, key=lambda one: (min(len(nodes[one]), missing), reach[one]))
+        left.remove(node)
+        group.append(node)
+        slowest = min(slowest, reach.pop(node))
+        missing -= len(nodes[node])
+        reach = {one: min(rate, links.rate(node, one)) for one, rate in reach.items()}
+    return group, slowest
 
 
 def _best_of_node(
@@ -163,7 +202,10 @@ def _grown(joined: Sequence[int], count: int) -> list[int] | None:
 
 def _slowest(gang: Sequence[GPUDevice], links: Links) -> str:
     one, other = min(
-        itertools.combinations(gang, 2), key=lambda pair: links.level(pair[0], pair[1])
+        itertools.combinations(gang, 2),
+        key=lambda pair: (links.level(*pair), links.rate(pair[0].node, pair[1].node)),
     )
-    name = _NAMES[links.level(one, other)]
-    return f"{name} between {one.device_id} and {other.device_id}"
+    level = links.level(one, other)
+    rate = links.rate(one.node, other.node) if level == _NETWORK else 0.0
+    speed = f" ({rate / 1e6:.0f} MB/s)" if rate else ""
+    return f"{_NAMES[level]}{speed} between {one.device_id} and {other.device_id}"

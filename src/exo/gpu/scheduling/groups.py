@@ -48,7 +48,7 @@ def judge(
     refusals: Sequence[Refusal],
 ) -> Verdict:
     """Apply the class and runtime rules to the candidates, which stand best first."""
-    links = Links(snapshot.links) if request.count > 1 else Links()
+    links = Links(snapshot.links, snapshot.routes) if request.count > 1 else Links()
     possible = _possible_groups(snapshot, request, refusals)
     feasible = {name for name, members in possible.items() if _could(members, request, links)}
     holder = _class_holder(snapshot, request, refusals, feasible)

@@ -10,9 +10,11 @@ import msgspec
 from exo.gpu.scheduling.distribution import Distribution
 from exo.gpu.scheduling.distributor import STRATEGIES, Maxima, WorkloadDistributor, weigh
 from exo.gpu.scheduling.selector import select
+from exo.gpu.scheduling.transfers import with_transfers, within_network
 from exo.gpu.vocabulary.errors import InvalidValue, NoSuchDevice, UnknownName
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.snapshot import Snapshot
+from exo.gpu.vocabulary.units import check_number
 
 Task = TypeVar("Task")
 
@@ -24,11 +26,14 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     costs: Any = None
     max_per_device: Maxima = None
     seconds: float | None = None
+    item_bytes: float | None = None
+    """What is sent for each task."""
+    rates: Mapping[str, float] = {}
+    """Bytes a second to each node, where that is known."""
     clock: Callable[[], float] | None = None
 
 
 def distribute(
-    distributor: WorkloadDistributor,
     snapshot: Snapshot,
     tasks: Iterable[Task],
     strategy: str,
@@ -37,7 +42,8 @@ def distribute(
     """Split tasks among the devices of the snapshot that could be chosen now.
 
     ``dynamic`` weighs as ``capacity`` does, and by how busy others keep each device: it foretells
-    how the pull-based executor would begin, which corrects itself as it goes on.
+    how the pull-based executor would begin, which corrects itself as it goes on. With
+    ``item_bytes`` a node is given no more than its network brings in the time.
 
     Raises:
         UnknownName: for another strategy.
@@ -45,13 +51,16 @@ def distribute(
         InvalidValue: for what a strategy has no use for, or lacks.
 
     """
+    distributor = WorkloadDistributor()
     if strategy not in STRATEGIES:
         raise UnknownName("strategy", strategy, STRATEGIES)
     devices = {state.device.device_id: state.device for state in snapshot.devices}
     decision = select(snapshot, Request(all_devices=True))
     refused = {refusal.device_id: refusal.reason for refusal in decision.refusals}
+    _check_bytes(strategy, terms)
+    nodes = {name: device.node for name, device in devices.items()}
     if strategy == "cost":
-        split, reasons = _by_cost(distributor, list(devices), refused, list(tasks), terms)
+        split, reasons = _by_cost(distributor, nodes, refused, list(tasks), terms)
     else:
         if terms.costs is not None:
             raise InvalidValue("costs", "a matrix", f"None, as {strategy!r} has no use for them")
@@ -59,6 +68,8 @@ def distribute(
         if strategy == "dynamic":
             idle = _idle_shares(snapshot)
             weights = {name: weight * idle[name] for name, weight in weights.items()}
+        if terms.item_bytes:
+            weights = within_network(weights, nodes, terms.rates, terms.item_bytes)
         reasons = dict.fromkeys(devices.keys() - weights, "no capacity was given for it") | refused
         shares = {one: 0 if one in reasons else weights[one] for one in devices}
         split = distributor.distribute_by_capacity(shares, tasks, terms.max_per_device)
@@ -66,16 +77,28 @@ def distribute(
     return split.among(devices, excluded)
 
 
+def _check_bytes(strategy: str, terms: Terms) -> None:
+    check_number("item_bytes", terms.item_bytes, low=0, optional=True)
+    if terms.item_bytes and strategy == "uniform":
+        raise InvalidValue("item_bytes", terms.item_bytes, "None, as 'uniform' has no use for it")
+    if terms.item_bytes and strategy != "cost" and terms.capacities is None:
+        expected = "items a second by device id, which item_bytes is weighed against"
+        raise InvalidValue("capacities", None, expected)
+
+
 def _by_cost(
     distributor: WorkloadDistributor,
-    devices: list[str],
+    nodes: Mapping[str, str],
     refused: Mapping[str, str],
     tasks: list[Task],
     terms: Terms,
 ) -> tuple[Distribution[Task], dict[str, str]]:
     if terms.capacities is not None:
         raise InvalidValue("capacities", terms.capacities, "None, as 'cost' has no use for them")
+    devices = list(nodes)
     columns = _columns(devices, len(tasks), terms.costs)
+    if terms.item_bytes:
+        columns = with_transfers(columns, nodes, terms.rates, terms.item_bytes)
     reasons = dict.fromkeys(set(devices) - columns.keys(), "no costs were given for it")
     reasons |= refused
     taking = {name: column for name, column in columns.items() if name not in reasons}

@@ -7,10 +7,9 @@ from typing import Any
 import msgspec
 
 from exo.gpu.vocabulary.lease import Lease
-from exo.gpu.vocabulary.links import Link
+from exo.gpu.vocabulary.links import Link, Route
 from exo.gpu.vocabulary.messages import WireValue
 from exo.gpu.vocabulary.snapshot import DeviceState
-from exo.gpu.vocabulary.units import check_number, check_text
 
 
 class NodeBatch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -37,33 +36,8 @@ class NodeBatch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Beside ``states``: the fields of each sample that are no numbers."""
     links: tuple[Link, ...] = ()
     unseen: tuple[Lease, ...] = ()
-
-
-class RouteFigures(WireValue, frozen=True, kw_only=True):
-    """How fast two nodes reach each other, as one of them measured it.
-
-    Raises:
-        InvalidValue: for an empty name or a number that cannot be.
-
-    """
-
-    source: str
-    target: str
-    latency_seconds: float
-    """There and back with a few bytes: the median of several."""
-    bandwidth_bytes_per_second: float | None = None
-    """None where too little was sent to tell."""
-    measured_at: float = 0.0
-    """Unix seconds."""
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        check_text("source", self.source)
-        check_text("target", self.target)
-        check_number("latency_seconds", self.latency_seconds, low=0)
-        check_number(
-            "bandwidth_bytes_per_second", self.bandwidth_bytes_per_second, low=0, optional=True
-        )
+    routes: tuple[Route, ...] = ()
+    """To other nodes, as far as they were measured."""
 
 
 class NodeStanding(WireValue, frozen=True, kw_only=True):

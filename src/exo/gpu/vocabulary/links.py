@@ -1,4 +1,4 @@
-"""How two devices of a machine are joined, and how fast that was seen to be."""
+"""How devices of a machine, and machines, are joined, and how fast that was seen to be."""
 
 from __future__ import annotations
 
@@ -54,3 +54,30 @@ class Link(WireValue, frozen=True, kw_only=True):
         if self.source == self.target:
             raise InvalidValue("target", self.target, "another device than the source")
         check_number("bandwidth_gbps", self.bandwidth_gbps, low=0, optional=True)
+
+
+class Route(WireValue, frozen=True, kw_only=True):
+    """How fast two nodes reach each other, as one of them measured it.
+
+    Raises:
+        InvalidValue: for an empty name or a number that cannot be.
+
+    """
+
+    source: str
+    target: str
+    latency_seconds: float
+    """There and back with a few bytes: the median of several."""
+    bandwidth_bytes_per_second: float | None = None
+    """None where too little was sent to tell."""
+    measured_at: float = 0.0
+    """Unix seconds."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_text("source", self.source)
+        check_text("target", self.target)
+        check_number("latency_seconds", self.latency_seconds, low=0)
+        check_number(
+            "bandwidth_bytes_per_second", self.bandwidth_bytes_per_second, low=0, optional=True
+        )

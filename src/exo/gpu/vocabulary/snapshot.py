@@ -10,7 +10,7 @@ from exo.gpu.vocabulary.device import DeviceClass, GPUDevice
 from exo.gpu.vocabulary.forecast import Finish
 from exo.gpu.vocabulary.health import Cordon, Health
 from exo.gpu.vocabulary.lease import Lease
-from exo.gpu.vocabulary.links import Link
+from exo.gpu.vocabulary.links import Link, Route
 from exo.gpu.vocabulary.metrics import GPUMetrics
 from exo.gpu.vocabulary.process import RunningProcess
 from exo.gpu.vocabulary.settings import DeviceSettings
@@ -62,6 +62,8 @@ class Snapshot(msgspec.Struct, frozen=True, dict=True):
     """Ids of the leases under which the asker itself works: their slot is the asker's already."""
     links: tuple[Link, ...] = ()
     """How the devices are joined, where that is known, by device id."""
+    routes: tuple[Route, ...] = ()
+    """How the nodes reach each other, where that was measured."""
     unseen: tuple[Lease, ...] = ()
     """Leases on devices of this machine (the node without a name) that are not among the devices,
     as under an inherited restriction: they count where a pool or the machine is shared."""

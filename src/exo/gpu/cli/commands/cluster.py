@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from exo.gpu.nodes.ray_node import RunningNode
-    from exo.gpu.vocabulary.cluster import NodeStanding, RouteFigures
+    from exo.gpu.vocabulary.cluster import NodeStanding
+    from exo.gpu.vocabulary.links import Route
 
 
 _LOOPBACK = ("127.0.0.1", "localhost")
@@ -118,7 +119,7 @@ def _tell(node: RunningNode) -> None:
         complain(f"node {node.name} has joined the cluster at {node.address}")
 
 
-def _route(route: RouteFigures) -> str:
+def _route(route: Route) -> str:
     rate = route.bandwidth_bytes_per_second
     speed = "-" if rate is None else f"{rate / 1e6:.0f} MB/s"
     way = f"{route.source} -> {route.target}"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.lease import Lease
+    from exo.gpu.vocabulary.links import Route
     from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 
 # The fields of a sample that are no numbers; a batch tells them only when one has changed.
@@ -38,8 +39,8 @@ class BatchMaker:
         self._changed_number = 0
         self.newest: NodeBatch | None = None
 
-    def make(self, snapshot: Snapshot) -> NodeBatch:
-        """The batch of a snapshot that was taken just now."""
+    def make(self, snapshot: Snapshot, routes: tuple[Route, ...] = ()) -> NodeBatch:
+        """The batch of a snapshot that was taken just now, with the ways to other nodes."""
         number = 1 if self.newest is None else self.newest.number + 1
         states = snapshot.devices
         samples = [state.sample for state in states]
@@ -58,8 +59,11 @@ class BatchMaker:
             remarks=tuple(_remarks_of(one) for one in samples),
             links=snapshot.links,
             unseen=snapshot.unseen,
+            routes=routes,
         )
-        rare = msgspec.msgpack.encode((batch.states, batch.remarks, batch.links, batch.unseen))
+        rare = msgspec.msgpack.encode(
+            (batch.states, batch.remarks, batch.links, batch.unseen, batch.routes)
+        )
         if rare != self._rare:
             self._rare, self._changed_number = rare, number
         self.newest = msgspec.structs.replace(batch, changed_number=self._changed_number)

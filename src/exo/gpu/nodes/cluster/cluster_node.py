@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from exo.gpu.nodes.leasing import OnWait
     from exo.gpu.nodes.transport import Grant
     from exo.gpu.scheduling.job_queue import Turn
-    from exo.gpu.vocabulary.cluster import NodeStanding, RouteFigures, Surroundings
+    from exo.gpu.vocabulary.cluster import NodeStanding, Surroundings
     from exo.gpu.vocabulary.command_end import CommandEnd
     from exo.gpu.vocabulary.job import SlotEvent, SlotOutput, SlotSetup, Work
     from exo.gpu.vocabulary.lease import Lease, Waiter
+    from exo.gpu.vocabulary.links import Route
     from exo.gpu.vocabulary.process import ProcessList
     from exo.gpu.vocabulary.request import Request
     from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
@@ -112,8 +113,12 @@ class ClusterNode:
 
     @property
     def roster_version(self) -> int:
-        """Rises when devices may have come or gone."""
+        """Rises when devices have come, gone or changed."""
         return self._table.roster_version
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call it, from other threads, when nodes came, went or told anything; what ends that."""
+        return self._membership.listen(listener)
 
     def choose(self, request: Request) -> tuple[str, ...]:
         """The ids that a request would get, without reasons: quick over thousands of devices."""
@@ -190,7 +195,7 @@ class ClusterNode:
         on_output: Callable[[SlotOutput], None] | None = None,
     ) -> int:
         """Start a slot under a lease; that it cannot be started is told to the sink."""
-        member = self._proposals.granted[lease_id]
+        member = self._proposals.granted[lease_id].member
         number = next(self._numbers)
         around = self._surroundings.get(member.name)
         if around is not None and setup is not None:
@@ -261,19 +266,28 @@ class ClusterNode:
         member = self._membership.member(names.pop())
         return member.ask("answer", "environment", local, lease_ids)
 
-    def routes(self) -> tuple[RouteFigures, ...]:
+    def routes(self) -> tuple[Route, ...]:
         """How fast each node reaches each other one, as their agents measured it, if they did.
 
         What is known already is told at once. What is not takes an agent a moment for each node,
         and is not measured while anybody works there.
         """
         members = sorted(self._membership.members.items())
-        found: list[RouteFigures] = []
+        found: list[Route] = []
         for name, member in members:
             others = tuple(other for other, _ in members if other != name)
             with contextlib.suppress(NodeLost):
                 found += member.ask("routes", others, timeout_seconds=LOOK_SECONDS * len(members))
         return tuple(found)
+
+    def rates(self) -> dict[str, float]:
+        """Bytes a second from here to each other node, where its way was measured."""
+        home = self._membership.home
+        return {
+            route.target: route.bandwidth_bytes_per_second
+            for route in self._table.snapshot().routes
+            if home and route.source == home and route.bandwidth_bytes_per_second is not None
+        }
 
     def run_attached(
         self,
@@ -283,24 +297,21 @@ class ClusterNode:
         overrun: str = "warn",
         timeout_seconds: float | None = None,
     ) -> CommandEnd:
-        """Run a command under a lease at its node; what it prints comes out here at its end.
+        """Run a command under leases of one node, at that node; what it prints comes out here.
 
         A terminal does not travel: it has no standard input. Its agent looks after its memory.
 
         Raises:
-            BackendError: for several devices, or an ``overrun`` other than ``warn``.
+            BackendError: for devices of several nodes, or an ``overrun`` of ``kill``.
+            WorkerDied: when its node was lost before it had ended.
 
         """
-        if len(lease_ids) != 1 or overrun == "kill":
-            raise BackendError("a command of a cluster has one device, and --overrun warn or off")
-        return run_far(self, argv, lease_ids[0], timeout_seconds=timeout_seconds)
-
-    def lease_device(self, lease_id: str) -> str:
-        """The id of the device that a lease of this program is on; empty where it is gone."""
-        for state in self._table.snapshot().devices:
-            if any(lease.lease_id == lease_id for lease in state.leases):
-                return state.device.device_id
-        return ""
+        if overrun == "kill":
+            raise BackendError("on another machine nothing is ended for its memory: --overrun warn")
+        device_ids = tuple(self._proposals.granted[one].device_id for one in lease_ids)
+        changes = self.environment(device_ids, lease_ids)
+        end = run_far(self, argv, lease_ids[0], changes, timeout_seconds=timeout_seconds)
+        return msgspec.structs.replace(end, device_ids=device_ids)
 
     def leases(self) -> tuple[Lease, ...]:
         """All live leases of all nodes, with what their processes are seen to hold now."""

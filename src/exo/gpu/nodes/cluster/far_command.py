@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import queue
-import shlex
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from exo.gpu.execution.handed_on import run_handed_on
+from exo.gpu.execution.payloads import dump, error_of, load_result
 from exo.gpu.vocabulary.command_end import CommandEnd
-from exo.gpu.vocabulary.errors import NodeLost
-from exo.gpu.vocabulary.job import Cause, Outcome, SlotDied, SlotFailed, SlotOutcomes, Work
+from exo.gpu.vocabulary.errors import WorkerDied
+from exo.gpu.vocabulary.job import (
+    Cause,
+    Ending,
+    SlotDied,
+    SlotFailed,
+    SlotOutcomes,
+    SlotOutput,
+    SlotSetup,
+    Work,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import BinaryIO
+    from collections.abc import Callable, Mapping, Sequence
 
-    from exo.gpu.vocabulary.job import HeldOutput, SlotEvent, SlotOutput, SlotSetup
-
-# Read and written at once.
-PIECE_BYTES = 1024 * 1024
+    from exo.gpu.vocabulary.job import SlotEvent
 
 # A signal that arrives just before a wait is seen at its end only: each is so short.
 SIGNAL_SECONDS = 1.0
 
-_NOT_RUN_STATUS = 1
+_TIMED_OUT_STATUS = -15  # as its time limit ends a command here
 
 
-class FarNode(Protocol):
+class Slots(Protocol):
     """What of a node a command needs."""
 
     def open_slot(
@@ -48,58 +55,70 @@ class FarNode(Protocol):
         """End it."""
         ...
 
-    def lease_device(self, lease_id: str) -> str:
-        """What it runs on."""
-        ...
-
 
 def run_far(
-    node: FarNode, argv: Sequence[str], lease_id: str, *, timeout_seconds: float | None
+    node: Slots,
+    argv: Sequence[str],
+    lease_id: str,
+    changes: Mapping[str, str | None],
+    *,
+    timeout_seconds: float | None,
 ) -> CommandEnd:
-    """Run a command under a lease to its end, and hand out what it printed.
+    """Run a command under a lease to its end, and print what it prints as it comes.
+
+    ``changes`` are those to the environment there. It starts in the directory of this process,
+    where the node has it.
 
     Raises:
-        NodeLost: when its node was lost before it had ended.
+        WorkerDied: when it, or its node, was lost before it had ended.
+        FileNotFoundError: when there is no such command there.
+        PermissionError: when it may not be executed.
 
     """
-    device_id = node.lease_device(lease_id)
+    words: dict[str, object] = {}
+    call = (run_handed_on, (tuple(argv), str(Path.cwd()), dict(changes)), words)
+    work = Work(
+        work_id=0,
+        items=(0,),
+        payloads=(dump(call, "the command"),),
+        deadline_seconds=timeout_seconds,
+    )
     events: queue.SimpleQueue[SlotEvent] = queue.SimpleQueue()
-    slot = node.open_slot(lease_id, None, events.put)
     began = time.monotonic()
+    slot = node.open_slot(lease_id, SlotSetup(), events.put, _print)
     try:
-        command = f"exec {shlex.join(argv)}"
-        work = Work(work_id=0, items=(0,), command=command, deadline_seconds=timeout_seconds)
         node.submit(slot, work)
-        outcome = _await_outcome(events)
-        _print(outcome.held_stdout, outcome.stdout, sys.stdout.buffer)
-        _print(outcome.held_stderr, outcome.stderr, sys.stderr.buffer)
+        status = _await_status(events)
     finally:
         node.close_slots((slot,), kill=True)
     return CommandEnd(
-        returncode=_NOT_RUN_STATUS if outcome.exit_status is None else outcome.exit_status,
+        returncode=_TIMED_OUT_STATUS if status is None else status,
         seconds=time.monotonic() - began,
-        timed_out=outcome.cause is Cause.TIMEOUT,
-        device_ids=(device_id,) if device_id else (),
+        timed_out=status is None,
     )
 
 
-def _await_outcome(events: queue.SimpleQueue[SlotEvent]) -> Outcome:
+def _await_status(events: queue.SimpleQueue[SlotEvent]) -> int | None:
+    """The status of the command; None where its time was over."""
     while True:
         try:
             event = events.get(timeout=SIGNAL_SECONDS)
         except queue.Empty:
             continue
         if isinstance(event, SlotOutcomes):
-            return event.outcomes[0]
+            outcome = event.outcomes[0]
+            if outcome.ending is Ending.SUCCEEDED:
+                return load_result(outcome.payload)
+            if outcome.cause is Cause.TIMEOUT:
+                return None
+            raise error_of(outcome)
+        if isinstance(event, SlotDied) and event.cause is Cause.TIMEOUT:
+            return None
         if isinstance(event, (SlotDied, SlotFailed)):
-            raise NodeLost(f"the command was cut off: {event.reason}")
+            raise WorkerDied(f"the command was cut off: {event.reason}")
 
 
-def _print(held: HeldOutput | None, whole: bytes, stream: BinaryIO) -> None:
-    if held is None:
-        stream.write(whole)
-    else:
-        for offset in range(0, held.size_bytes, PIECE_BYTES):
-            stream.write(held.read(offset, PIECE_BYTES))
-        held.close()
+def _print(output: SlotOutput) -> None:
+    stream = sys.stderr.buffer if output.is_stderr else sys.stdout.buffer
+    stream.write(output.data)
     stream.flush()

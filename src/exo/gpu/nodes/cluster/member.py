@@ -126,6 +126,11 @@ class Member:
         if not self.lost:
             self._road.tell("order", self._token, call, *arguments)
 
+    def survey(self, names: tuple[str, ...]) -> None:
+        """Have it measure the ways to these nodes when nobody works there."""
+        if not self.lost:
+            self._road.tell("survey", names)
+
     def open_slot(self, number: int, slot: FarSlot, *arguments: Any) -> None:
         """Start a slot under a lease.
 

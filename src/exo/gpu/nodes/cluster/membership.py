@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -26,15 +27,20 @@ LOOK_SECONDS = 1.0
 # A node whose agent does not start is asked again after so long.
 AGAIN_SECONDS = 3.0
 
+# A head that is started anew is back by then; Ray itself ends everything after a minute.
+HEAD_SECONDS = 20.0
+
+HEAD_GONE = (
+    f"the head of the cluster has not answered for {HEAD_SECONDS:g} s; what was done is kept by a "
+    "journal, if one was asked for"
+)
+
 # The agents of all nodes are waited for at the start, so long.
 FIRST_SECONDS = 60.0
 
 
 class Membership:
-    """Keeps one :class:`~exo.gpu.nodes.cluster.member.Member` for each node that answers.
-
-    ``on_change`` hears, from other threads, that nodes or devices came, went or told something.
-    """
+    """Keeps one :class:`~exo.gpu.nodes.cluster.member.Member` for each node that answers."""
 
     def __init__(
         self,
@@ -42,7 +48,6 @@ class Membership:
         table: ClusterTable,
         shelf: Shelf,
         driver: str,
-        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.head_problem = ""
         """Why the cluster's head does not answer; empty while it does."""
@@ -50,11 +55,12 @@ class Membership:
         self._table = table
         self._shelf = shelf
         self._driver = driver
-        self._on_change = on_change
+        self._listeners: list[Callable[[], None]] = []
         self._members: dict[str, Member] = {}
         self._problems: dict[str, str] = {}
         self._opening: dict[str, float] = {}
         self._places: Sequence[Place] = ()
+        self._head_heard_at = time.monotonic()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._closed = threading.Event()
@@ -76,7 +82,8 @@ class Membership:
         if not members:
             why = "; ".join(f"{name}: {reason}" for name, reason in problems.items())
             raise ClusterError(f"no node of the cluster answers ({why or 'it has none'})")
-        threading.Thread(target=self._watch, name="exo-gpu-membership", daemon=True).start()
+        for task in (self._watch, self._guard):
+            threading.Thread(target=task, name="exo-gpu-membership", daemon=True).start()
 
     @property
     def members(self) -> dict[str, Member]:
@@ -95,6 +102,13 @@ class Membership:
             if name not in self._members:
                 raise NodeLost(f"node {name!r} does not answer: {self._why(name)}")
             return self._members[name]
+
+    @property
+    def home(self) -> str:
+        """The name of the node that this program's values are sent from; empty if not known."""
+        key = self._carrier.here
+        with self._lock:
+            return next((place.name for place in self._places if key and place.key == key), "")
 
     def standings(self) -> tuple[NodeStanding, ...]:
         """Every node that is or was here, by name."""
@@ -121,12 +135,45 @@ class Membership:
         with self._lock:
             self._members.clear()
 
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call it, from other threads, when nodes came, went or told anything; what ends that."""
+        with self._lock:
+            self._listeners.append(listener)
+
+        def stop() -> None:
+            with self._lock, contextlib.suppress(ValueError):
+                self._listeners.remove(listener)
+
+        return stop
+
+    def _tell(self) -> None:
+        with self._lock:
+            listeners = tuple(self._listeners)
+        for listener in listeners:
+            listener()
+
     def _why(self, name: str) -> str:
         return self._problems.get(name) or self.head_problem or "it is not a node of the cluster"
 
     def _watch(self) -> None:
+        told: tuple[str, ...] = ()
         while not self._closed.wait(LOOK_SECONDS):
             self._look()
+            members = self.members
+            names = tuple(sorted(members))
+            if names != told:
+                told = names
+                for member in members.values():
+                    member.survey(names)
+
+    def _guard(self) -> None:
+        """Give all nodes up once the head has not answered for long, while that can be told."""
+        while not self._closed.wait(LOOK_SECONDS):
+            if time.monotonic() - self._head_heard_at > HEAD_SECONDS and self.members:
+                self.head_problem = HEAD_GONE
+                for member in self.members.values():
+                    member.lose(HEAD_GONE)
+                self._carrier.give_up()
 
     def _look(self) -> None:
         try:
@@ -137,6 +184,7 @@ class Membership:
             self.head_problem = str(error)
             return
         self.head_problem = ""
+        self._head_heard_at = time.monotonic()
         with self._lock:
             self._places = places
             here = {place.name: place for place in places}
@@ -183,11 +231,11 @@ class Membership:
                 self._problems[place.name] = problem
             self._opening[place.name] = time.monotonic() + AGAIN_SECONDS
             self._changed.notify_all()
-        self._on_change()
+        self._tell()
 
     def _heard(self, name: str, batch: bytes) -> None:
         if self._table.take(batch, whose=name):
-            self._on_change()
+            self._tell()
 
     def _lost(self, member: Member, reason: str) -> None:
         logger.warning("node %s is lost: %s", member.name, reason)
@@ -197,7 +245,7 @@ class Membership:
             self._problems[member.name] = reason
             self._opening[member.name] = time.monotonic() + LOOK_SECONDS
         self._table.forget(member.name)
-        self._on_change()
+        self._tell()
 
 
 def _is_gone(member: Member, here: dict[str, Place]) -> bool:

@@ -52,12 +52,20 @@ class _Part(msgspec.Struct, frozen=True):
     device_ids: tuple[str, ...]
 
 
+class Granted(msgspec.Struct, frozen=True):
+    """A lease that this program holds at a node."""
+
+    member: Member
+    device_id: str
+    """As it is called in the cluster."""
+
+
 class Proposals:
     """Takes leases at the nodes in the name of this program, and gives them back."""
 
     def __init__(self, table: ClusterTable, membership: Membership) -> None:
-        self.granted: dict[str, Member] = {}
-        """The nodes of the leases that this program holds, by lease id."""
+        self.granted: dict[str, Granted] = {}
+        """What this program holds, by lease id."""
         self._under: dict[int, str] = {}
         self._table = table
         self._membership = membership
@@ -86,9 +94,9 @@ class Proposals:
 
     def release(self, lease_id: str) -> None:
         """Let go of a lease; harmless twice."""
-        member = self.granted.pop(lease_id, None)
-        if member is not None:
-            member.settle("release", lease_id)
+        granted = self.granted.pop(lease_id, None)
+        if granted is not None:
+            granted.member.settle("release", lease_id)
 
     def opened(self, slot_id: int, lease_id: str) -> None:
         """A slot works under a lease, which ends with it."""
@@ -159,7 +167,8 @@ class Proposals:
             except NodeLost as error:
                 return error
             self._table.take(batch, whose=part.member.name)
-            self.granted.update(dict.fromkeys(grant.lease_ids, part.member))
+            for lease_id, device_id in zip(grant.lease_ids, grant.decision.chosen, strict=True):
+                self.granted[lease_id] = Granted(part.member, f"{part.member.name}/{device_id}")
             return grant
 
         if len(parts) == 1:

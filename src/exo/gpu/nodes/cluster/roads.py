@@ -47,6 +47,11 @@ class Carrier(Protocol):
         """
         ...
 
+    @property
+    def here(self) -> str:
+        """The key of the node that this process's values are sent from; empty if not known."""
+        ...
+
     def road(self, place: Place) -> Road:
         """The way to the agent of a node, which is started where none runs.
 
@@ -58,6 +63,10 @@ class Carrier(Protocol):
 
     def share(self, value: Any) -> Any:
         """A handle by which every agent can fetch a large value; it lasts as long as it is held."""
+        ...
+
+    def give_up(self) -> None:
+        """Leave a cluster whose head is gone, without waiting for anything; harmless twice."""
         ...
 
     def close(self) -> None:

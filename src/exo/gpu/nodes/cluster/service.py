@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from exo.gpu.nodes.cluster.roads import Road
     from exo.gpu.nodes.transport import Grant
-    from exo.gpu.vocabulary.cluster import NodeBatch, RouteFigures
+    from exo.gpu.vocabulary.cluster import NodeBatch
+    from exo.gpu.vocabulary.links import Route
     from exo.gpu.vocabulary.request import Request
 
 logger = logging.getLogger("exo.gpu.nodes.cluster.service")
@@ -59,13 +60,14 @@ class AgentService:
         reach: Callable[[str], Road] | None = None,
     ) -> None:
         """``reach`` gives the way to another node's agent, to measure it."""
-        self._surveyor = None if reach is None else Surveyor(node, reach)
         self.node = node
+        self._surveyor = None if reach is None else Surveyor(node, reach, self.is_busy)
         self._version = version
         self._fetch = fetch
         self._agent = NodeAgent(os.environ if environ is None else environ)
         self._batches = BatchMaker(node)
         self._sessions: dict[str, Session] = {}
+        self._left_at = time.monotonic()
         self._turn = threading.Lock()  # between those who look at the devices
         self._door = threading.Lock()  # to the sessions
         self._closed = threading.Event()
@@ -115,7 +117,9 @@ class AgentService:
             return events, None
         batch = newest
         if session.told_change == newest.changed_number:
-            batch = msgspec.structs.replace(newest, states=None, remarks=(), links=(), unseen=())
+            batch = msgspec.structs.replace(
+                newest, states=None, remarks=(), links=(), unseen=(), routes=()
+            )
         session.told_number, session.told_change = newest.number, newest.changed_number
         return events, msgspec.msgpack.encode(batch)
 
@@ -177,20 +181,30 @@ class AgentService:
         """Whether any driver has a slot here: then nothing is measured."""
         return any(session.has_slots for session in tuple(self._sessions.values()))
 
-    def routes(self, token: str, targets: tuple[str, ...]) -> tuple[RouteFigures, ...] | str:
-        """How fast other nodes are reached from here: measured anew where that is long ago.
+    @property
+    def idle_seconds(self) -> float:
+        """For how long no driver has been here."""
+        return 0.0 if self._sessions else time.monotonic() - self._left_at
+
+    def survey(self, targets: tuple[str, ...]) -> None:
+        """Learn of other nodes: how fast they are reached is measured once nobody works here."""
+        if self._surveyor is not None:
+            self._surveyor.aim(targets)
+
+    def routes(self, token: str, targets: tuple[str, ...]) -> tuple[Route, ...] | str:
+        """How fast other nodes are reached from here: measured now where that is long ago.
 
         While anybody works here or there, what was measured last is all there is.
         """
         if token not in self._sessions:
             return FORGOTTEN
-        if self._surveyor is None:
-            return ()
-        return self._surveyor.routes(targets, busy=self.is_busy())
+        return () if self._surveyor is None else self._surveyor.routes(targets)
 
     def close(self) -> None:
         """End every session and let go of the devices; harmless twice."""
         self._closed.set()
+        if self._surveyor is not None:
+            self._surveyor.close()
         for session in tuple(self._sessions.values()):
             self._end(session)
         self._agent.close()
@@ -209,6 +223,7 @@ class AgentService:
 
     def _end(self, session: Session) -> None:
         with self._door:
+            self._left_at = time.monotonic()
             self._sessions.pop(session.token, None)
         session.end()
 
@@ -223,7 +238,7 @@ class AgentService:
             except StoreError as error:
                 logger.warning("leases and cordons are not told: %s", error)
                 snapshot = self._agent.snapshot(leases=False)
-            return self._batches.make(snapshot)
+            return self._batches.make(snapshot, self._surveyor.known if self._surveyor else ())
 
     def _tend(self) -> None:
         """Make a batch each second, and end the sessions of drivers that are gone."""

@@ -18,7 +18,7 @@ from exo.gpu.scheduling.fast import FastSelector
 from exo.gpu.scheduling.policies import POLICIES
 from exo.gpu.scheduling.selector import select
 from exo.gpu.vocabulary.decision import Decision
-from exo.gpu.vocabulary.links import Link
+from exo.gpu.vocabulary.links import Link, Route
 from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class _Known(msgspec.Struct):
     remarks: tuple[dict[str, Any], ...]
     links: tuple[Link, ...]
     unseen: tuple[Lease, ...]
+    routes: tuple[Route, ...]
     lines: list[_Line]
     changed_number: int
     received_at: float
@@ -71,7 +72,7 @@ class ClusterTable:
         self._nodes: dict[str, _Known] = {}
         self._selector = FastSelector()
         self.roster_version = 0
-        """Rises when devices may have come or gone."""
+        """Rises when devices have come, gone or changed."""
 
     def __len__(self) -> int:
         return len(self._selector)
@@ -97,16 +98,20 @@ class ClusterTable:
                 batch.remarks,
                 tuple(_link_of_node(node, link) for link in batch.links),
                 leases_of_node(node, batch.unseen),
+                batch.routes,
                 [_Line(0, 0, 0, 0)] * len(batch.states),
                 batch.changed_number,
                 now,
             )
-            here = {state.device.device_id for state in fresh.states}
-            for state in () if known is None else known.states:
-                if state.device.device_id not in here:
-                    self._selector.remove(state.device.device_id)
+            here = {state.device.device_id: state.device for state in fresh.states}
+            before = (
+                {state.device.device_id: state.device for state in known.states} if known else {}
+            )
+            for device_id in before.keys() - here.keys():
+                self._selector.remove(device_id)
             self._put(fresh, now, all_of_them=True)
-            self.roster_version += 1
+            if here != before:
+                self.roster_version += 1
             return True
 
     def forget(self, node: str) -> None:
@@ -118,11 +123,13 @@ class ClusterTable:
             self.roster_version += 1
 
     def choose(self, request: Request, policies: Mapping[str, Policy]) -> tuple[str, ...]:
-        """The ids that a request gets, or none; the reasons are :meth:`decide`'s."""
-        now = self._clock()
-        with self._lock:
-            if request.policy in POLICIES:
-                return self._selector.choose(request, now=now).chosen
+        """The ids that a request gets, or none; the reasons are :meth:`decide`'s.
+
+        Several devices are chosen by the ways between them, which takes the longer way.
+        """
+        if request.policy in POLICIES and request.count == 1:
+            with self._lock:
+                return self._selector.choose(request, now=self._clock()).chosen
         return self.decide(request, policies).chosen
 
     def decide(self, request: Request, policies: Mapping[str, Policy]) -> Decision:
@@ -142,6 +149,7 @@ class ClusterTable:
                 ),
                 version=self._selector.version,
                 links=tuple(link for _, known in nodes for link in known.links),
+                routes=tuple(route for _, known in nodes for route in known.routes),
                 unseen=tuple(lease for _, known in nodes for lease in known.unseen),
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
@@ -47,7 +47,7 @@ class Shelf:
 
     def take(self, buffer: Any) -> Any:
         """What is sent in place of a buffer."""
-        view = np.frombuffer(buffer, np.uint8)
+        view: Any = np.frombuffer(buffer, np.uint8)
         if view.nbytes < SHARED_BYTES:
             return view
         digest = hashlib.blake2b(memoryview(view), digest_size=20).digest()
@@ -71,8 +71,7 @@ def pack_parcels(batch: Batch, take: Callable[[Any], Any]) -> tuple[Any, list[An
 
 def _taken(one: Any, take: Callable[[Any], Any]) -> Any:
     if isinstance(one, tuple):
-        pieces: tuple[Any, ...] = one
-        one = b"".join(pieces)  # of one pickle
+        one = b"".join(cast("tuple[Any, ...]", one))  # of one pickle
     return take(one) if size_of(one) else b""
 
 

@@ -1,0 +1,101 @@
+"""How a Ray cluster is joined, or why it is not: quickly, quietly, and told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from exo.gpu.vocabulary.errors import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+LOOPBACK = ("127.0.0.1", "localhost")
+
+_REACH_SECONDS = 5.0
+_PATIENCE_VARIABLE = "RAY_gcs_server_port_wait_time_s"
+
+_STDERR = threading.Lock()
+
+
+def reach(address: str) -> None:
+    """See that something answers there at all: Ray itself would try for minutes.
+
+    Raises:
+        ClusterError: where nothing does.
+
+    """
+    host, _, port = address.rpartition(":")
+    if "/" in host or not host or not port.isdecimal():
+        return  # "auto", or a way that only Ray understands
+    try:
+        socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"no cluster answers at {address}: is the head running there, and is the port right? "
+            f"({error})"
+        ) from None
+
+
+def why_not(address: str, error: Exception) -> str:
+    """One line that says what to do about a cluster that cannot be joined."""
+    text = str(error)
+    if "version mismatch" in text.lower():
+        return (
+            f"the cluster at {address} runs another version: {' '.join(text.split())}; install "
+            "the same Ray and the same minor version of Python on all nodes"
+        )
+    if address == "auto":
+        return (
+            "no cluster is known here: 'exo-gpu cluster start --head' begins one, "
+            "RAY_ADDRESS=HOST:6379 names one"
+        )
+    return (
+        f"what answers at {address} refuses this token, or is no Ray cluster: copy "
+        f"~/.ray/auth_token from its head, or set RAY_AUTH_TOKEN ({first_line(error)})"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says before it goes into detail; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def loopback(ray: Any, address: str) -> Generator[None]:
+    """Keep Ray from replacing loopback by what others can reach, and from trying for minutes."""
+    constants = ray._private.ray_constants  # noqa: SLF001 - there is no setting after its import
+    before = constants.ENABLE_RAY_CLUSTER
+    patience = os.environ.get(_PATIENCE_VARIABLE)
+    os.environ.setdefault(_PATIENCE_VARIABLE, "5")  # tries, of which each takes a second or more
+    if address.rpartition(":")[0] in LOOPBACK:
+        constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+        if patience is None:
+            os.environ.pop(_PATIENCE_VARIABLE, None)
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Generator[None]:
+    """Ray's C++ parts write there past every setting; what matters is told by an exception."""
+    with _STDERR:
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is none
+            yield
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
