@@ -7,13 +7,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
-from exo.gpu.coordination.cluster import connect_node
+from exo.gpu.coordination.cluster_reader import ClusterReader
 from exo.gpu.coordination.monitor import HISTORY_SAMPLES
 from exo.gpu.coordination.subscriptions import MOST_UNREAD, Announcer, Subscription
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.telemetry.health.book import NO_SAMPLE
 from exo.gpu.telemetry.sampling.observation import Observation
-from exo.gpu.vocabulary.errors import ExoGpuError
 from exo.gpu.vocabulary.health import Health, HealthEvent
 from exo.gpu.vocabulary.inventory import ChangeKind, DeviceChange, MissingDevice
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from exo.gpu.coordination.recording import Recording
-    from exo.gpu.nodes.cluster.cluster_node import ClusterNode
+    from exo.gpu.coordination.watch import WatchedCluster
     from exo.gpu.vocabulary.cluster import NodeStanding
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
@@ -46,7 +45,8 @@ class ClusterWatch:
     What a :class:`~exo.gpu.coordination.monitor.Monitor` tells of this machine, it tells of all of
     them, under their whole names (``rig2/cuda:0``): samples about once a second, changes of health,
     devices that come and go. Faults that a driver numbers show in the health of their device. A
-    node that is lost takes its devices with it; they are missing then, with its reason.
+    node that is lost takes its devices with it; they are missing then, with its reason. Where all
+    of them are lost, as with the head, they are looked for until there is a cluster again.
 
     With ``history`` it is the writer of this machine's history, unless another process is. There a
     device is its hardware id and its node, so that ``rig2/cuda:0`` and what this machine watches as
@@ -55,21 +55,22 @@ class ClusterWatch:
 
     def __init__(
         self,
-        join: Callable[[Callable[[], None]], ClusterNode] | None = None,
+        join: Callable[[Callable[[], None]], WatchedCluster] | None = None,
         *,
         history: bool = False,
         max_history: int = HISTORY_SAMPLES,
     ) -> None:
         """Join the cluster, by default the one of ``RAY_ADDRESS`` or of this machine.
 
-        ``join`` is given what is to be called, from any thread, when a node told anything.
+        ``join`` is given what is to be called, from any thread, when there is news; without it the
+        cluster is read from a process of its own, on which nothing here depends.
 
         Raises:
             ClusterError: where there is none, or none of its nodes answers, with what to do.
 
         """
         self._news = threading.Event()
-        self._node = (join or _join)(self._news.set)
+        self._node = (join or ClusterReader)(self._news.set)
         self._collector = TelemetryCollector(max_history)
         self._announcer = Announcer(history=history)
         self._here: dict[tuple[str, str], DeviceState] = {}
@@ -87,7 +88,7 @@ class ClusterWatch:
         self.stop()
 
     @property
-    def node(self) -> ClusterNode:
+    def node(self) -> WatchedCluster:
         """The cluster."""
         return self._node
 
@@ -118,7 +119,7 @@ class ClusterWatch:
 
     @property
     def problem(self) -> str:
-        """Why the head of the cluster does not answer; empty while it does."""
+        """Why the cluster, or its head, does not answer; empty while it does."""
         return self._node.head_problem
 
     def start(self) -> None:
@@ -161,10 +162,7 @@ class ClusterWatch:
         while not self._ended.wait(LOOK_SECONDS):
             self._news.wait(IDLE_SECONDS)
             self._news.clear()
-            try:
-                self._look()
-            except ExoGpuError as error:
-                logger.warning("the cluster cannot be looked at: %s", error)
+            self._look()
 
     def _look(self) -> None:
         """Tell what is new since the last time."""
@@ -192,7 +190,7 @@ class ClusterWatch:
             self._missing[who] = MissingDevice(device=state.device, last_seen=now - age, reason="")
         for who in missing:
             entry = self._missing[who]
-            reason = _why(standings.get(entry.device.node))
+            reason = _why(standings.get(entry.device.node), self.problem)
             self._missing[who] = MissingDevice(
                 device=entry.device, last_seen=entry.last_seen, reason=reason
             )
@@ -233,7 +231,7 @@ class ClusterWatch:
             failure = _told(state.health_reason)
             if not failure:
                 return
-        elif before is not None and before.sample == sample:
+        elif _time_of(before) == sample.timestamp:
             return
         else:
             self._collector.observe(sample)
@@ -242,13 +240,14 @@ class ClusterWatch:
         )
 
 
-def _join(on_change: Callable[[], None]) -> ClusterNode:
-    return connect_node(on_change=on_change)
-
-
 def _who(device: GPUDevice) -> tuple[str, str]:
     """What is one device for as long as it is watched: one name, on one piece of hardware."""
     return device.device_id, device.hardware_id
+
+
+def _time_of(state: DeviceState | None) -> float | None:
+    """When the newest sample was taken."""
+    return None if state is None or state.sample is None else state.sample.timestamp
 
 
 def _told(reason: str) -> str:
@@ -256,7 +255,8 @@ def _told(reason: str) -> str:
     return "" if reason == NO_SAMPLE else reason
 
 
-def _why(standing: NodeStanding | None) -> str:
+def _why(standing: NodeStanding | None, problem: str) -> str:
     if standing is not None and standing.alive:
         return UNLISTED
-    return f"its node is lost: {'it left the cluster' if standing is None else standing.reason}"
+    known = "" if standing is None else standing.reason
+    return f"its node is lost: {known or problem or 'it left the cluster'}"

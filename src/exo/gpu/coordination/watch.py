@@ -41,6 +41,23 @@ class WatchedNode(Protocol):
         ...
 
 
+class WatchedCluster(WatchedNode, Protocol):
+    """The same of many machines, which are left at the end."""
+
+    @property
+    def head_problem(self) -> str:
+        """Why the cluster, or its head, does not answer; empty while it does."""
+        ...
+
+    def nodes(self) -> tuple[NodeStanding, ...]:
+        """Every node that is or was in the cluster, and why one does not count."""
+        ...
+
+    def close(self) -> None:
+        """Leave the cluster; harmless twice."""
+        ...
+
+
 class Listening(Protocol):
     """Events of a watch, in order."""
 
