@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -98,8 +99,8 @@ def test_leases_and_decisions_are_those_of_the_nodes(
         question = {"devices": ["rig1/cuda:0", "rig2/cuda:0"], "exclusive": True}
         answer = client.post("/api/v1/explain", json=question).json()
         assert answer["chosen"] == ["rig2/cuda:0"]
-        assert {one["device_id"] for one in answer["refusals"]} == {"rig1/cuda:0"}
-    until(lambda: not client.get("/api/v1/leases").json()["leases"])
+        refused = {one["device_id"]: one["permanent"] for one in answer["refusals"]}
+        assert refused["rig1/cuda:0"] is False
 
 
 def test_a_node_that_is_lost_is_told_with_its_reason_and_comes_back(
@@ -138,3 +139,24 @@ def test_a_node_that_is_lost_is_told_with_its_reason_and_comes_back(
 
     until(lambda: len(happened()) >= 4)
     assert sorted(happened()) == ["lost", "lost", "ok", "returned"]
+
+
+def test_the_service_outlives_what_joins_it_to_the_cluster(
+    service: Served, client: httpx.Client, until: Callable[..., Any]
+) -> None:
+    """Rule: where Ray ends the process that has joined, that is said, and another one joins."""
+
+    def joined() -> psutil.Process | None:
+        children = psutil.Process(service.process.pid).children()
+        return next((one for one in children if "cluster_teller" in " ".join(one.cmdline())), None)
+
+    before = until(joined)
+    before.kill()
+    until(lambda: client.get("/-/ready").status_code == 503)
+    assert "no node of the cluster answers" in client.get("/-/ready").json()["detail"]
+    told = client.get("/api/v1/devices").json()
+    assert any("joined anew" in one for one in told["notes"])
+    assert {one["device"]["device_id"] for one in told["missing"]} <= set(ALL)
+    until(lambda: client.get("/-/ready").status_code == 200)
+    until(lambda: ids_of(client) == ALL)
+    assert joined() != before

@@ -141,7 +141,7 @@ class ClusterReader:
 
     def _run(self) -> None:
         while not self._closed.is_set():
-            problem = self._read()
+            joined, problem = self._read()
             if self._closed.is_set():
                 return
             if problem != self._look.problem and self._look.nodes:
@@ -154,11 +154,12 @@ class ClusterReader:
             self._look = Look(nodes=gone, problem=problem)
             self._joined.set()
             self._on_change()
-            self._closed.wait(AGAIN_SECONDS)
+            if not joined:
+                self._closed.wait(AGAIN_SECONDS)
 
-    def _read(self) -> str:
-        """Take in what a process tells; why it does so no more."""
-        problem = "the cluster does not answer any more, and is joined anew"
+    def _read(self) -> tuple[bool, str]:
+        """Take in what a process tells; whether it had joined, and why it tells no more."""
+        joined, problem = False, "the cluster does not answer any more, and is joined anew"
         alive_at = time.monotonic()
         with _joined(self._environ) as (process, news):
             self._process = process
@@ -172,6 +173,7 @@ class ClusterReader:
                     self._listed.set()
                 elif isinstance(told, Look):
                     self._look, self._looked_at = told, time.monotonic()
+                    joined = True
                     self._joined.set()
                     self._on_change()
                     if any(one.alive for one in told.nodes):
@@ -179,7 +181,7 @@ class ClusterReader:
                     elif time.monotonic() - alive_at > GONE_SECONDS:
                         problem = told.problem or "no node of the cluster answers"
                         break
-        return problem
+        return joined, problem
 
 
 def _aged(state: DeviceState, seconds: float, *, leases: bool) -> DeviceState:
