@@ -81,12 +81,17 @@ class Cables:
     def share(self, value: Any) -> Any:
         return value
 
-    def close(self) -> None:
+    here = ""
+
+    def give_up(self) -> None:
         """Nothing is to be left."""
+
+    close = give_up
 
     def join(self, on_change: Callable[[], None]) -> ClusterNode:
         table = ClusterTable()
-        membership = Membership(self, table, Shelf(self.share), "a test", on_change)
+        membership = Membership(self, table, Shelf(self.share), "a test")
+        membership.listen(on_change)
         membership.start()
         return ClusterNode(self, membership, table)
 
@@ -187,7 +192,7 @@ def test_a_device_that_gives_no_sample_says_why(cables: Cables) -> None:
 
 
 def test_without_a_head_the_nodes_that_answer_are_still_told(cables: Cables) -> None:
-    """Rule: a head that is gone is said among the notes, and takes no sample away."""
+    """Rule: a head that does not answer is said at once, and takes no sample away by that."""
     with ClusterWatch(cables.join) as watch, Overseer(watch, os.environ) as overseer:
         heard = watch.subscribe()
         cables.head_problem = "the head of the cluster does not answer"

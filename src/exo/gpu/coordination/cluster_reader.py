@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from exo.gpu.nodes.ray_node import known_address
 from exo.gpu.vocabulary.errors import ClusterError
 from exo.gpu.vocabulary.inventory import DiscoveryReport
 from exo.gpu.vocabulary.snapshot import DeviceState, Snapshot
@@ -78,6 +77,8 @@ class ClusterReader:
             ClusterError: where there is none, or none of its nodes answers, with what to do.
 
         """
+        from exo.gpu.nodes.ray_node import known_address
+
         self._on_change = on_change
         address = known_address(os.environ)
         self._environ = os.environ | ({"RAY_ADDRESS": address} if address else {})
