@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from exo.gpu.coordination.enquiry import Enquiry
 from exo.gpu.coordination.job_board import JobBoard
 from exo.gpu.coordination.processes import join
 from exo.gpu.nodes.foresight import foresight
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.inventory import MissingDevice
     from exo.gpu.vocabulary.lease import Lease, Waiter
     from exo.gpu.vocabulary.metrics import GPUMetrics
+    from exo.gpu.vocabulary.process import ProcessList
     from exo.gpu.vocabulary.request import Request
 
 logger = logging.getLogger("exo.gpu.coordination.overview")
@@ -48,8 +48,11 @@ RECENT_VALUES = 120
 RECENT_EVENTS = 500
 """How many changes of health, faults, and devices that came or went are kept in memory."""
 
-# The first overview has leases and processes, unless a driver or a node takes longer to tell.
-_FIRST_SECONDS = 2.0
+# Who holds what is dearer to learn than a sample, and changes less often.
+_LISTS_SECONDS = 2.0
+
+# What is dear is done in a tenth of the time at most.
+_DEAR_SHARE = 10.0
 
 _STOP_SECONDS = 1.0
 
@@ -117,7 +120,8 @@ class Overseer:
         self._events: deque[RecentEvent] = deque(maxlen=RECENT_EVENTS)
         self._failures: dict[str, str] = {}
         self._described: dict[str, tuple[GPUDevice, tuple[str, ...]]] = {}
-        self._enquiry = Enquiry(lambda: watch.node)
+        self._lists: tuple[ProcessList, ...] = ()
+        self._lists_due = 0.0
         self._overview = Overview(notes=("looking for devices",))
         self._taken = time.monotonic()
         self._sinks: list[Callable[[News], None]] = []
@@ -126,14 +130,12 @@ class Overseer:
 
     def __enter__(self) -> Overseer:
         """Begin."""
-        self._enquiry.start()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop; a call that hangs is left behind."""
         self._ended.set()
-        self._enquiry.stop()
         self._listening.close()
         self._thread.join(_STOP_SECONDS)
 
@@ -177,7 +179,6 @@ class Overseer:
         return select(snapshot, request, policies=policies_for(request)), snapshot
 
     def _run(self) -> None:
-        self._enquiry.wait_first(_FIRST_SECONDS)
         due = time.monotonic()
         while not self._ended.wait(max(0.0, due - time.monotonic())):
             try:
@@ -199,11 +200,17 @@ class Overseer:
         if not snapshot.devices:
             found = self.watch.node.inventory().findings
             notes += [f"{one.backend}: {one.reason}" for one in found if one.reason]
-        answers = self._enquiry.answers
-        nodes, problem = self.watch.nodes, self.watch.problem
-        notes += [problem] * bool(problem)
-        notes += [f"node {one.node} is lost: {one.reason}" for one in nodes if not one.alive]
+        before = self._overview
+        leases, line, occupancy = before.leases, before.line, before.occupancy
+        if time.monotonic() >= self._lists_due:
+            began = time.monotonic()
+            leases, line = self._who(notes)
+            self._lists = self.watch.node.processes()
+            occupancy = join(snapshot, self._lists)
+            took = time.monotonic() - began
+            self._lists_due = began + max(_LISTS_SECONDS, _DEAR_SHARE * took)
         jobs, problems = self._jobs.look()
+        nodes = self._nodes(notes)
         self._describe(snapshot)
         self._remember(snapshot, samples)
         overview = Overview(
@@ -212,12 +219,12 @@ class Overseer:
             missing=self.watch.missing,
             failures=dict(self._failures),
             nodes=nodes,
-            leases=answers.leases,
-            line=answers.line,
-            occupancy=join(snapshot, answers.lists),
+            leases=leases,
+            line=line,
+            occupancy=occupancy,
             jobs=jobs,
             job_problems=problems,
-            notes=tuple(dict.fromkeys((*notes, *answers.notes))),
+            notes=tuple(dict.fromkeys(notes)),
         )
         return News(overview=overview, samples=samples, events=events)
 
@@ -227,6 +234,20 @@ class Overseer:
         except ExoGpuError as error:
             notes.append(f"leases and cordons are not shown: {error}")
             return self.watch.snapshot(leases=False)
+
+    def _who(self, notes: list[str]) -> tuple[tuple[Lease, ...], tuple[tuple[Waiter, Turn], ...]]:
+        try:
+            return self.watch.node.leases(), self.watch.node.line()
+        except ExoGpuError as error:
+            notes.append(f"leases and cordons are not shown: {error}")
+            return (), ()
+
+    def _nodes(self, notes: list[str]) -> tuple[NodeStanding, ...]:
+        """The nodes of a cluster, and what is wrong with it and them."""
+        nodes, problem = self.watch.nodes, self.watch.problem
+        notes += [problem] * bool(problem)
+        notes += [f"node {one.node} is lost: {one.reason}" for one in nodes if not one.alive]
+        return nodes
 
     def _drain(self) -> tuple[tuple[GPUMetrics, ...], tuple[RecentEvent, ...]]:
         """Everything heard since the last time."""
