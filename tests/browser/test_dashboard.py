@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from urllib.parse import quote
 
 import pytest
+import uvicorn
 from axe_playwright_python.sync_playwright import Axe
+from boxes import device
+from cables import Cables
 from cards import CHROMIUM, GIB, card, write
+
+from exo.gpu.coordination.cluster_watch import ClusterWatch
+from exo.gpu.coordination.overview import Overseer
+from exo.gpu.service.app import Service
+from exo.gpu.service.server import listen
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
 
@@ -139,6 +149,62 @@ def test_devices_of_several_nodes_stand_below_their_node(serve, look):
     page.locator(".plot").first.wait_for()
     assert "no history" not in page.locator("main").inner_text()
     assert page.locator(".plot").count() == 4
+
+
+class Running:
+    """A service over a watch of this process, at an address of its own."""
+
+    def __init__(self, watch) -> None:
+        self._overseer = Overseer(watch, os.environ)
+        self._service = Service(self._overseer)
+        listening = listen("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        config = uvicorn.Config(self._service.application, log_config=None, ws="none")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([listening],))
+
+    def __enter__(self) -> Running:
+        self._overseer.__enter__()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join()
+        self._overseer.__exit__()
+
+
+@pytest.fixture
+def cables(tmp_path, monkeypatch):
+    """A cluster without a network."""
+    monkeypatch.setenv("EXO_GPU_HISTORY", str(tmp_path / "history.sqlite"))
+    found = Cables(tmp_path)
+    for name in ("rig1", "rig2"):
+        found.plug(name, device("cuda:0", "NVIDIA", "cuda"))
+    yield found
+    found.pull_all()
+
+
+@pytest.mark.filterwarnings("ignore::litestar.exceptions.LitestarDeprecationWarning")
+def test_a_lost_node_stays_in_sight_until_it_is_back(cables, look):
+    """Rule: below the head of a lost node it says why; so does its device's page, with its past."""
+    with ClusterWatch(cables.join) as watch, Running(watch) as service:
+        seen = look(service)
+        page = seen.page
+        page.locator(".tile", has_text="rig2/cuda:0").wait_for()
+        cables.pull("rig2")
+        page.locator(".node", has_text="rig2").get_by_text("1 missing: its node is lost").wait_for()
+        page.locator(".tile", has_text="rig2/cuda:0").wait_for(state="detached")
+        page.locator("#notes").get_by_text("node rig2 is lost: ").wait_for()
+        assert violations(page) == []
+        page.goto(f"{service.url}/#/device/rig2%2Fcuda%3A0")
+        page.get_by_text("this device is not here now, last seen").wait_for()
+        page.locator(".plot").first.wait_for()
+        page.goto(f"{service.url}/#/cluster")
+        cables.plug("rig2", device("cuda:0", "NVIDIA", "cuda"))
+        page.locator(".tile", has_text="rig2/cuda:0").wait_for()
+        page.locator(".node .alarm", has_text="missing").wait_for(state="detached")
+        page.close()
 
 
 def test_one_machine_needs_no_head(serve, look):
