@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,3 +161,24 @@ def test_the_service_outlives_what_joins_it_to_the_cluster(
     until(lambda: client.get("/-/ready").status_code == 200)
     until(lambda: ids_of(client) == ALL)
     assert joined() != before
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        ((), 1, "no cluster answers at 127.0.0.1:1"),
+        (("--every", "1s"), 2, "--every is not for --cluster"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    machines: Any, words: tuple[str, ...], status: int, told: str
+) -> None:
+    """Rule: where no cluster can be joined the service does not begin, and says why."""
+    del machines  # its settings of the environment
+    command = [sys.executable, "-m", "exo.gpu", "serve", "--port", "0", "--cluster", *words]
+    environ = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert told in done.stderr.splitlines()[-1]
+    assert "serving" not in done.stderr
+    assert "Traceback" not in done.stderr
