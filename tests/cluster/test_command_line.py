@@ -62,8 +62,8 @@ def own_cluster(
         "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("RAY_AUTH_TOKEN")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
     yield f"127.0.0.1:{free_port}"
     subprocess.run([sys.executable, "-m", "exo.gpu", "cluster", "stop"], capture_output=True)
 

@@ -123,6 +123,19 @@ def test_a_node_whose_ray_is_frozen_is_found_dead_by_the_others(
     until(lambda: not cluster.leases())
 
 
+def test_the_only_node_of_some_work_may_come_back(cluster: Any, until: Callable[..., Any]) -> None:
+    """Rule: where the last device went with its node, what is left waits a while for it."""
+    before = until(lambda: member_of(cluster, "rig1"))
+    results: list[int] = []
+    with GPUExecutor(cluster=cluster, devices=("rig1/cuda:0",)) as executor:
+        for done in executor.stream(slow, range(100)):
+            results.append(done.item_index)
+            if len(results) == 20:
+                os.kill(before.pid, signal.SIGKILL)
+    assert sorted(results) == list(range(100))
+    until(lambda: not cluster.leases())
+
+
 def test_a_node_that_joins_takes_part_in_what_runs_already(
     cluster: Any, machines: Any, until: Callable[..., Any]
 ) -> None:
@@ -234,6 +247,7 @@ def has_actor(name: str) -> bool:
     ("environ", "address", "words"),
     [
         ({}, "127.0.0.1:1", "no cluster answers at 127.0.0.1:1"),
+        ({}, "ray://127.0.0.1:1", "ray://127.0.0.1:1"),
         ({"RAY_AUTH_TOKEN": "f" * 64}, None, "refuses this token"),
         ({"PYTHONPATH": "no-ray"}, None, "pip install 'exo-gpu[ray]'"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -53,10 +54,14 @@ def test_a_cluster_of_another_ray_or_python_is_refused_in_one_line(
     machines: Any, module: str, value: str
 ) -> None:
     """Rule: what differs, and what to install, is one line."""
+    import ray
+
+    python = platform.python_version()
+    mine = (value, python) if module == "ray" else (ray.__version__, value)
     lines = [
-        "import platform, ray, sys",
-        f"ray.__version__ = {value!r}" if module == "ray" else "",
-        f"platform.python_version = lambda: {value!r}" if module == "python" else "",
+        "import ray, sys",
+        "from ray._private import utils",
+        f"utils.compute_version_info = lambda: {mine!r}",
         "import exo.gpu.cli.main as program",
         "sys.argv = ['exo-gpu', 'devices', '--cluster']",
         "sys.exit(program.main())",

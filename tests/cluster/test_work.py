@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from exo.gpu.coordination.commands import map_commands
+from exo.gpu.coordination.commands import CommandRun
 from exo.gpu.coordination.executor import GPUExecutor
 from exo.gpu.coordination.manager import GPUClusteringManager
 from exo.gpu.nodes.local import LocalNode
@@ -104,7 +104,7 @@ def test_a_gang_is_held_on_all_its_nodes_or_on_none(cluster: Any) -> None:
 def test_commands_run_in_this_directory_and_long_output_arrives(cluster: Any) -> None:
     """Rule: a command starts where its caller is, and what it prints comes back, long or not."""
     commands = ["pwd", "head -c 3000000 /dev/zero", "exit 3"]
-    with map_commands(commands, request=Request(), node=cluster) as run:
+    with CommandRun(commands, request=Request(), node=cluster) as run:
         done = {one.index: one.outcome for one in run}
         assert done[0].stdout.decode().strip() == os.getcwd()
         held = done[1].held_stdout

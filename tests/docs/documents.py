@@ -33,6 +33,9 @@ DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 MACHINE = ROOT / "docs" / "example-machine.json"
 CONFIG = ROOT / "docs" / "example-config.toml"
 
+# Ray keeps what it learned of a process's token for ever: its examples run in programs of their own.
+CLUSTER = ROOT / "docs" / "CLUSTER.md"
+
 PROMPT = "$ "
 BETWEEN = "\x1e"  # ASCII record separator: between the outputs of two commands
 
@@ -66,7 +69,8 @@ def scripted_environment(folder: Path) -> dict[str, str]:
         program = programs / name
         program.write_text(f'#!/bin/sh\nexec {line} "$@"\n')
         program.chmod(0o755)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("EXO_GPU_")}
+    ours = ("EXO_GPU_", "RAY_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {
         **kept,
         "COLUMNS": "80",
@@ -77,14 +81,16 @@ def scripted_environment(folder: Path) -> dict[str, str]:
         "EXO_GPU_STATE": str(folder / "state"),
         "EXO_GPU_HISTORY": str(folder / "history.sqlite"),
         "EXO_GPU_JOBS": str(folder / "jobs"),
+        "EXO_GPU_CLUSTER": str(folder / "cluster"),
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
     }
 
 
 def check(path: Path, environ: Mapping[str, str], folder: Path) -> Iterator[Difference]:
     """Run every block of a document in order, in one namespace; yield what came out otherwise.
 
-    ``environ`` is that of the commands; Python blocks run in this process. ``...`` in an output
-    stands for anything.
+    ``environ`` is that of the commands; Python blocks run in this process, those of a cluster as a
+    program each. ``...`` in an output stands for anything.
     """
     document = _SYBIL.parse(path)
     namespace = document.namespace
@@ -96,7 +102,10 @@ def check(path: Path, environ: Mapping[str, str], folder: Path) -> Iterator[Diff
         if language == "console":
             yield from _check_console(example, environ, folder)
         elif language == "python":
-            printed = _run_python(example)
+            if Path(example.path) == CLUSTER:
+                printed = _run_program(example.parsed, environ, folder)
+            else:
+                printed = _run_python(example)
             shown = following is not None and following.region.lexemes["arguments"] == "output"
             if printed and not shown:
                 yield _difference(example, "nothing", printed)
@@ -109,6 +118,14 @@ def _run_python(example: Example) -> str:
     with contextlib.redirect_stdout(printed):
         PythonEvaluator()(example)
     return printed.getvalue()
+
+
+def _run_program(source: str, environ: Mapping[str, str], folder: Path) -> str:
+    run = subprocess.run(
+        [sys.executable, "-c", source], env=environ, cwd=folder, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
 
 def _check_console(

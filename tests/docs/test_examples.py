@@ -1,17 +1,38 @@
 """The documents run: every example does what is written beside it."""
 
+import importlib.util
+import subprocess
+
 import documents
 import pytest
 
+ALONE = [path for path in documents.DOCUMENTS if path != documents.CLUSTER]
+
+
+def assert_every_example_prints_what_is_shown(path, environ, folder):
+    differences = list(documents.check(path, environ, folder))
+    assert not differences, "\n\n".join(map(str, differences))
+
 
 @pytest.mark.parametrize(
-    "path", documents.DOCUMENTS, ids=lambda path: path.relative_to(documents.ROOT).as_posix()
+    "path", ALONE, ids=lambda path: path.relative_to(documents.ROOT).as_posix()
 )
 def test_every_example_prints_what_is_shown(path, tmp_path):
     """Rule: a Python block or command in a document, run in order, gives the output beside it."""
     with documents.scripted_process(tmp_path) as environ:
-        differences = list(documents.check(path, environ, tmp_path))
-    assert not differences, "\n\n".join(map(str, differences))
+        assert_every_example_prints_what_is_shown(path, environ, tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="a cluster needs the extra ray")
+@pytest.mark.xdist_group("cluster")
+@pytest.mark.timeout(300)
+def test_every_example_of_a_cluster_prints_what_is_shown(tmp_path):
+    """Rule: the same on a real Ray cluster of one node, which is ended whatever happens."""
+    environ = documents.scripted_environment(tmp_path)
+    try:
+        assert_every_example_prints_what_is_shown(documents.CLUSTER, environ, tmp_path)
+    finally:
+        subprocess.run(["exo-gpu", "cluster", "stop"], env=environ, capture_output=True)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The documents name what there is: links, paths, tests, public names, options and variables."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")})
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+SCRIPT = re.compile(r"^```(?:sh|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
 PLACE = re.compile(
@@ -63,6 +65,14 @@ def test_prose_stays_within_100_columns(page):
     assert [one for one in lines if len(one) > 100 and " " in one and one[0] != "|"] == []
 
 
+@pytest.mark.parametrize("page", DOCUMENTS, ids=name_of)
+def test_what_is_only_shown_can_be_read_by_a_shell(page):
+    """Rule: a script that is not run, since it needs machines that are not here, has no slip."""
+    for script in SCRIPT.findall(page.read_text()):
+        read = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+        assert (read.returncode, read.stderr) == (0, ""), script
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_make_target_that_is_named_exists(page):
     """Rule: a document sends nobody to a make target that is not there."""
@@ -86,15 +96,25 @@ def test_every_file_is_in_the_table_of_rooms(source):
     assert re.search(rf"`{source.stem}(\.py)?`", ARCHITECTURE)
 
 
+def options_of(name: str, command: click.Command, context: click.Context) -> list[tuple[str, str]]:
+    """The command's options, and those of the commands below it."""
+    found = [
+        (name, option)
+        for parameter in command.get_params(context)
+        if isinstance(parameter, click.Option)
+        for option in parameter.opts
+    ]
+    below = command.commands if isinstance(command, click.Group) and command is not root else {}
+    for word, one in below.items():
+        found += options_of(f"{name} {word}", one, context)
+    return found
+
+
 def options() -> list[tuple[str, str]]:
     context = click.Context(root)
     commands = {name: root.get_command(context, name) for name in COMMANDS} | {"exo-gpu": root}
     return [
-        (name, option)
-        for name, command in commands.items()
-        for parameter in command.get_params(context)
-        if isinstance(parameter, click.Option)
-        for option in parameter.opts
+        pair for name, command in commands.items() for pair in options_of(name, command, context)
     ]
 
 

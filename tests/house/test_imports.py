@@ -96,6 +96,21 @@ COLUMNS |= {
     )
 }
 
+# The same, of many machines: what crosses between them is columns and arrays.
+COLUMNS |= {
+    f"exo.gpu.nodes.{name}"
+    for name in (
+        "cluster.cluster_node",
+        "cluster.member",
+        "cluster.membership",
+        "cluster.service",
+        "cluster.session",
+        "cluster.survey",
+        "cluster.wire",
+        "connecting",
+    )
+}
+
 # These are made of routes. `exo-gpu serve` alone imports them, in a process that serves.
 WEB = {
     f"exo.gpu.service.{name}"

@@ -139,13 +139,12 @@ class Dispatcher:
         self._feeder = Feeder(
             node, self._scheduler, self._wants, self.numbers, self._slots, learned=self._learned
         )
-        self._sent = self._feeder.jobs
         self._tries = Tries(self._endings, self._pool, self._feeder, self._scheduler, self._picky)
         self._starting = set(self._slots)
         self.lanes = tuple((number, slot.device) for number, slot in self._slots.items())
         """(slot number, device) of every slot, in the order of preference."""
         self.devices = tuple({device.device_id: device for _, device in self.lanes}.values())
-        self._newcomers = Newcomers(node, requests, self.devices[0], self.nudge)
+        self._newcomers = Newcomers(node, requests, self._pool.devices, self.nudge)
         self._thread = threading.Thread(target=self._serve, name="exo-gpu-dispatch", daemon=True)
         self._thread.start()
 
@@ -213,7 +212,7 @@ class Dispatcher:
 
     def _look_seconds(self) -> float | None:
         """How long to wait for events; None: as long as it takes."""
-        looks = (self._picky.look_seconds, self._feeder.look_seconds)
+        looks = [one.look_seconds for one in (self._picky, self._feeder, self._newcomers)]
         return min((one for one in looks if one is not None), default=None)
 
     def _leave(self) -> None:
@@ -323,7 +322,7 @@ class Dispatcher:
         self._tries.died(event, slot, sent)
 
     def _hand_on(self, chunk: SlotChunk) -> None:
-        job, slot = self._sent.get(chunk.item), self._slots.get(chunk.slot_id)
+        job, slot = self._feeder.jobs.get(chunk.item), self._slots.get(chunk.slot_id)
         if job is not None and slot is not None and job.on_chunk is not None:
             job.chunks += 1
             job.on_chunk(chunk, partial(self._node.allow, slot.number, slot.works[0].work_id))
@@ -357,13 +356,14 @@ class Dispatcher:
         if not self._starting:
             self.started.set()
         self._feeder.unbind(device.device_id)
-        if not self._slots and not self._picky.jobs:
-            self._end_all(f"no worker is left: {self.problem}")
 
     def _feed(self) -> None:
         if self._closing is not None and self._closing.kill:
             return
-        if not self._slots and not (self._picky.jobs or self._picky.retired):
+        waits = self._picky.jobs or self._picky.retired
+        if self._slots:
+            self._newcomers.came()
+        elif not waits and not (self._feeder.has_work and self._newcomers.may_come()):
             self._end_all(f"no worker is left: {self.problem}")
         for slot in self._slots.values():
             while self._picky.jobs and not slot.busy and not slot.retiring:

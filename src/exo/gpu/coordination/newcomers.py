@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from exo.gpu.nodes.transport import GrowingNode
 
+# An agent that died is back in a few seconds, a node that was started anew in half a minute.
+PATIENCE_SECONDS = 45.0
+LOOK_SECONDS = 1.0
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from exo.gpu.nodes.transport import Node
     from exo.gpu.vocabulary.device import GPUDevice
@@ -22,15 +27,23 @@ class Newcomers:
     """
 
     def __init__(
-        self, node: Node, requests: tuple[Request, ...], like: GPUDevice, nudge: Callable[[], None]
+        self,
+        node: Node,
+        requests: tuple[Request, ...],
+        used: Mapping[int, GPUDevice],
+        nudge: Callable[[], None],
     ) -> None:
-        """``like`` is a device that is in use: without other rules, its class and runtime count."""
+        """``used`` are the devices of all slots that ever were, by slot number: one at least.
+
+        Without other rules, the class and runtime of the first one count.
+        """
         self._node = node if isinstance(node, GrowingNode) else None
         self._requests = requests
-        self._like = like
+        self._used = used
         self._nudge = nudge
         self._version = -1
         self._known: set[str] = set()
+        self._waits_since = 0.0
         self.look(())
         self._stop = None if self._node is None else self._node.listen(self._hear)
 
@@ -52,6 +65,24 @@ class Newcomers:
             for _ in range(self._requests[0].slots or device.slots)
         ]
 
+    def may_come(self) -> bool:
+        """Whether to wait for some, as one of those that were used went with its node."""
+        used = (device.device_id for device in self._used.values())
+        if self._node is None or self._node.problem or self._known.issuperset(used):
+            return False
+        now = time.monotonic()
+        self._waits_since = self._waits_since or now
+        return now - self._waits_since < PATIENCE_SECONDS
+
+    def came(self) -> None:
+        """There are devices again."""
+        self._waits_since = 0.0
+
+    @property
+    def look_seconds(self) -> float | None:
+        """How long to wait for events before the next look; None where nothing is waited for."""
+        return LOOK_SECONDS if self._waits_since else None
+
     def close(self) -> None:
         """Look no more; harmless twice."""
         if self._stop is not None:
@@ -63,11 +94,12 @@ class Newcomers:
             self._nudge()
 
     def _serves(self, device: GPUDevice) -> bool:
+        like = next(iter(self._used.values()))
         return any(
             device.device_id in request.devices
             if request.devices
             else request.all_devices
             or (device.device_class, device.runtime)
-            == (self._like.device_class, request.runtime or self._like.runtime)
+            == (like.device_class, request.runtime or like.runtime)
             for request in self._requests
         )

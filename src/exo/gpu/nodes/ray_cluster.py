@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from exo.gpu.nodes.cluster.roads import Place
 from exo.gpu.nodes.ray_joining import first_line, loopback, quiet_stderr, reach, why_not
+from exo.gpu.nodes.ray_token import use_token
 from exo.gpu.vocabulary.errors import ClusterError, ExoGpuError, NodeLost
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class RayCarrier:
     def _join(self, address: str | None) -> None:
         asked = address or os.environ.get("RAY_ADDRESS") or "auto"
         reach(asked)
+        use_token(self._ray)
         try:
             with quiet_stderr(), loopback(self._ray, asked):
                 self._ray.init(
@@ -173,10 +175,6 @@ class RayCarrier:
                 ) from None
         return found
 
-    def give_up(self) -> None:
-        """Leave a cluster whose head is gone, before Ray ends this process on its account."""
-        threading.Thread(target=self.close, name="exo-gpu-give-up", daemon=True).start()
-
     def close(self) -> None:
         """Leave the cluster, where it was joined here; harmless twice."""
         if self._own and not self._closed:
@@ -254,6 +252,8 @@ class RayRoad:
         method = self._listen if call == "poll" else self._answer
         try:
             return self._ray.get(method.remote(call, arguments), timeout=timeout_seconds)
+        except SystemExit:  # what Ray raises where this process leaves it
+            raise NodeLost(f"node {self._node} was left") from None
         except self._ray.exceptions.GetTimeoutError:
             raise NodeLost(
                 f"node {self._node} has not answered for {timeout_seconds:g} s"
@@ -263,9 +263,12 @@ class RayRoad:
             if isinstance(cause, (ExoGpuError, OSError, LookupError)):
                 raise cause from None
             raise NodeLost(f"node {self._node} broke: {first_line(error)}") from error
-        except Exception as error:  # noqa: BLE001 - the node-connection border
+        except Exception as error:
             # The node-connection border: Ray has a class for each way to be gone.
-            raise NodeLost(f"node {self._node} is gone: {first_line(error)}") from None
+            logger.debug("node %s does not answer", self._node, exc_info=True)
+            gone = isinstance(error, self._ray.exceptions.RayActorError)
+            why = "its agent has died or cannot be reached" if gone else first_line(error)
+            raise NodeLost(f"node {self._node} is gone: {why}") from None
 
     def tell(self, call: str, *arguments: Any) -> None:
         """Call without waiting; that it did not arrive is seen by whoever asks next."""

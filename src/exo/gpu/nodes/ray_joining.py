@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import threading
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.vocabulary.errors import ClusterError
@@ -25,10 +26,12 @@ def reach(address: str) -> None:
     """See that something answers there at all: Ray itself would try for minutes.
 
     Raises:
-        ClusterError: where nothing does.
+        ClusterError: where nothing does, or this process lacks what speaks to it.
 
     """
-    host, _, port = address.rpartition(":")
+    if address.startswith("ray://") and find_spec("grpc") is None:
+        raise ClusterError(f"{address} needs Ray's client: pip install 'ray[client]'")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     if "/" in host or not host or not port.isdecimal():
         return  # "auto", or a way that only Ray understands
     try:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
-import secrets
 import signal
 import socket
 import subprocess
@@ -14,15 +13,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from exo.gpu.nodes.ray_cluster import INSTALL, MATCH_VARIABLE, NODE_LABEL
 from exo.gpu.nodes.ray_joining import LOOPBACK
+from exo.gpu.nodes.ray_token import MODE_VARIABLE, ensure_token
 from exo.gpu.vocabulary.errors import ClusterError, InvalidValue
 from exo.gpu.vocabulary.messages import WireValue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import psutil
 
 FOLDER_VARIABLE = "EXO_GPU_CLUSTER"
 DEFAULT_PORT = 6379
@@ -35,11 +35,15 @@ HEALTH = {
     "RAY_health_check_failure_threshold": "3",
 }
 
+# A node that is told to end would wait half a minute for its agent, which never leaves by itself.
+DRAIN_VARIABLE = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+
 # What Ray takes as a label's value, as Kubernetes does.
 _NAME = re.compile("[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 
 START_SECONDS = 90.0
-STOP_SECONDS = 20.0
+# A node whose head is gone hears no word any more.
+STOP_SECONDS = 8.0
 _POLL_SECONDS = 0.2
 _STARTED = "Ray runtime started"
 
@@ -97,14 +101,16 @@ def start_node(
 ) -> RunningNode:
     """Start a head, or with ``address`` a node that joins it; returns once it runs.
 
-    It listens at ``host`` only, by default on loopback. The token that all nodes share is made by
-    the head where there is none.
+    It is reached at ``host``, by default on loopback alone; with any other Ray listens at every
+    address of the machine. The token that all nodes share is made by the head where there is none.
 
     Raises:
         ClusterError: where it cannot be started, with the reason and what to do.
         InvalidValue: for a name that Ray would not take.
 
     """
+    import psutil
+
     if find_spec("ray") is None:
         raise ClusterError(INSTALL)
     name = name or socket.gethostname()
@@ -113,7 +119,7 @@ def start_node(
         raise InvalidValue("name", name, expected)
     if any(node.name == name for node in running_nodes(environ)):
         raise ClusterError(f"node {name!r} runs here already ('exo-gpu cluster stop' ends it)")
-    _ensure_token(environ, make=address is None)
+    ensure_token(environ, make=address is None)
     folder = folder_of(environ)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = folder / f"{name}.log"
@@ -149,51 +155,49 @@ def _words(name: str, host: str, port: int, address: str | None) -> list[str]:
 
 def stop_node(environ: Mapping[str, str], node: RunningNode) -> None:
     """End a node that was started here, with all that works on it; harmless twice."""
+    import psutil
+
     process = _process_of(node)
     if process is not None:
         below = process.children(recursive=True)
         process.send_signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs([process, *below], timeout=STOP_SECONDS)
+        ends = time.monotonic() + STOP_SECONDS
+        alive = [process, *below]
+        while alive and time.monotonic() < ends:
+            time.sleep(_POLL_SECONDS)
+            alive = [one for one in alive if _runs(one)]
         for one in alive:
-            one.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
     (folder_of(environ) / f"{node.name}.json").unlink(missing_ok=True)
 
 
 def _process_of(node: RunningNode) -> psutil.Process | None:
+    import psutil
+
     try:
         process = psutil.Process(node.pid)
         same = abs(process.create_time() - node.process_started_at) < 1.0
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.Error:
         return None
+    return process if same and _runs(process) else None
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _environment(environ: Mapping[str, str], host: str) -> dict[str, str]:
-    chosen = {**HEALTH, MATCH_VARIABLE: "minor", "RAY_AUTH_MODE": "token"}
+    chosen = {**HEALTH, MATCH_VARIABLE: "minor", MODE_VARIABLE: "token", DRAIN_VARIABLE: "0"}
     if host in LOOPBACK:
         # Else Ray replaces the loopback address by one that others can reach.
         chosen["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     elif sys.platform != "linux":
         chosen["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"
     return {**chosen, **environ}
-
-
-def _ensure_token(environ: Mapping[str, str], *, make: bool) -> None:
-    """See to it that there is a token: an open Ray port runs whatever anybody sends."""
-    if environ.get("RAY_AUTH_MODE") == "disabled" or environ.get("RAY_AUTH_TOKEN"):
-        return
-    named = environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path(environ.get("HOME", "~")).expanduser() / ".ray/auth_token"
-    if path.exists():
-        return
-    if not make:
-        raise ClusterError(
-            f"there is no token at {path}: copy it from the head's ~/.ray/auth_token, or set "
-            "RAY_AUTH_TOKEN"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
 
 
 def _await_start(process: subprocess.Popen[bytes], log: Path, name: str) -> None:

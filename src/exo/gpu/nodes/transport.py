@@ -157,6 +157,11 @@ class GrowingNode(Protocol):
         """Rises when devices have come, gone or changed."""
         ...
 
+    @property
+    def problem(self) -> str:
+        """Why no device can come any more; empty while they can."""
+        ...
+
     def inventory(self) -> DiscoveryReport:
         """Every device that is here now."""
         ...

@@ -26,7 +26,8 @@ def _node_options(function: Callable[..., None]) -> Callable[..., None]:
         "--host",
         default="127.0.0.1",
         metavar="IP",
-        help="Listen at this address of this machine; by default nobody else reaches it.",
+        help="By which address of this machine the others reach it; Ray then listens at all of "
+        "them. By default at loopback alone.",
     )(function)
     return click.option(
         "--name", metavar="TEXT", help="What the node is called; by default as the machine."
@@ -35,10 +36,11 @@ def _node_options(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def command() -> None:
-    """Make many machines one: 'exo-gpu devices --cluster' and others then mean all of them.
+    """Make many machines one, and see them.
 
-    Ray carries it (pip install 'exo-gpu[ray]'). Whoever reaches a Ray port and has the token runs
-    whatever he likes there: keep both to yourself.
+    'exo-gpu devices --cluster' and others then mean all of them. Ray carries it
+    (pip install 'exo-gpu[ray]'). Whoever reaches a Ray port and has the token runs whatever he
+    likes there: keep both to yourself.
     """
 
 

@@ -116,6 +116,11 @@ class ClusterNode:
         """Rises when devices have come, gone or changed."""
         return self._table.roster_version
 
+    @property
+    def problem(self) -> str:
+        """Why the cluster's head does not answer; empty while it does."""
+        return self._membership.head_problem
+
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call it, from other threads, when nodes came, went or told anything; what ends that."""
         return self._membership.listen(listener)

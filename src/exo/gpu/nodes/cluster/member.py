@@ -95,7 +95,10 @@ class Member:
         on_batch(place.name, facts["batch"])
         self.latency_seconds = self._measure()
         """There and back with nothing to do, as it was at first."""
-        threading.Thread(target=self._listen, name=f"exo-gpu-{place.name}", daemon=True).start()
+        self._thread = threading.Thread(
+            target=self._listen, name=f"exo-gpu-{place.name}", daemon=True
+        )
+        self._thread.start()
 
     @property
     def name(self) -> str:
@@ -192,16 +195,21 @@ class Member:
                 return
             self._over.set()
             slots, self._slots = self._slots, {}
-            for number, slot in slots.items():
-                for event in endings_of(number, slot.works, f"node {self.name}: {reason}"):
-                    slot.sink(event)
+        # First, so that whoever hears of a lost slot knows that its device is gone.
         self._on_loss(self, reason)
+        for number, slot in slots.items():
+            for event in endings_of(number, slot.works, reason):
+                slot.sink(event)
 
     def leave(self) -> None:
         """End the session with all it holds there, without telling anybody; harmless twice."""
         if not self.lost:
             self._over.set()
             self._road.tell("goodbye", self._token)
+
+    def join(self, seconds: float) -> None:
+        """Wait until nothing is asked of it any more, so long at most."""
+        self._thread.join(seconds)
 
     def _measure(self) -> float:
         taken: list[float] = []

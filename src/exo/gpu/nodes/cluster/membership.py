@@ -27,13 +27,17 @@ LOOK_SECONDS = 1.0
 # A node whose agent does not start is asked again after so long.
 AGAIN_SECONDS = 3.0
 
-# A head that is started anew is back by then; Ray itself ends everything after a minute.
+# A head that is started anew is back by then. Ray itself ends this process after a minute of it:
+# what is to be saved has to hear before.
 HEAD_SECONDS = 20.0
 
 HEAD_GONE = (
     f"the head of the cluster has not answered for {HEAD_SECONDS:g} s; what was done is kept by a "
     "journal, if one was asked for"
 )
+
+# An agent that hears a goodbye answers the poll of that driver at once.
+LEAVE_SECONDS = 3.0
 
 # The agents of all nodes are waited for at the start, so long.
 FIRST_SECONDS = 60.0
@@ -64,6 +68,7 @@ class Membership:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._closed = threading.Event()
+        self._threads: tuple[threading.Thread, ...] = ()
 
     def start(self) -> None:
         """Open all nodes, and go on looking; returns once each has answered or cannot.
@@ -82,8 +87,12 @@ class Membership:
         if not members:
             why = "; ".join(f"{name}: {reason}" for name, reason in problems.items())
             raise ClusterError(f"no node of the cluster answers ({why or 'it has none'})")
-        for task in (self._watch, self._guard):
-            threading.Thread(target=task, name="exo-gpu-membership", daemon=True).start()
+        self._threads = tuple(
+            threading.Thread(target=task, name="exo-gpu-membership", daemon=True)
+            for task in (self._watch, self._guard)
+        )
+        for thread in self._threads:
+            thread.start()
 
     @property
     def members(self) -> dict[str, Member]:
@@ -128,12 +137,17 @@ class Membership:
             )
 
     def close(self) -> None:
-        """Leave all nodes; harmless twice."""
+        """Leave all nodes; harmless twice. Then nobody is asked anything any more."""
         self._closed.set()
-        for member in self.members.values():
+        members = self.members.values()
+        for member in members:
             member.leave()
         with self._lock:
             self._members.clear()
+        # What leaves the cluster next must not do so in the middle of a call.
+        ends = time.monotonic() + LEAVE_SECONDS
+        for one in (*members, *self._threads):
+            one.join(max(0.0, ends - time.monotonic()))
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call it, from other threads, when nodes came, went or told anything; what ends that."""
@@ -173,7 +187,6 @@ class Membership:
                 self.head_problem = HEAD_GONE
                 for member in self.members.values():
                     member.lose(HEAD_GONE)
-                self._carrier.give_up()
 
     def _look(self) -> None:
         try:
@@ -199,7 +212,7 @@ class Membership:
             for place in fresh:
                 self._opening[place.name] = float("inf")
         for member in gone:
-            member.lose("it left the cluster, or was found dead")
+            member.lose(f"node {member.name} left the cluster, or was found dead")
         for place in fresh:
             threading.Thread(
                 target=self._open, args=(place,), name=f"exo-gpu-open-{place.name}", daemon=True
@@ -238,7 +251,7 @@ class Membership:
             self._tell()
 
     def _lost(self, member: Member, reason: str) -> None:
-        logger.warning("node %s is lost: %s", member.name, reason)
+        logger.warning("the devices of node %s are lost: %s", member.name, reason)
         with self._lock:
             if self._members.get(member.name) is member:
                 del self._members[member.name]

@@ -65,10 +65,6 @@ class Carrier(Protocol):
         """A handle by which every agent can fetch a large value; it lasts as long as it is held."""
         ...
 
-    def give_up(self) -> None:
-        """Leave a cluster whose head is gone, without waiting for anything; harmless twice."""
-        ...
-
     def close(self) -> None:
         """Leave the cluster; harmless twice."""
         ...
