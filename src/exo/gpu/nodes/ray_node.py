@@ -184,6 +184,8 @@ def _process_of(node: RunningNode) -> psutil.Process | None:
 
 
 def _runs(process: psutil.Process) -> bool:
+    import psutil
+
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
