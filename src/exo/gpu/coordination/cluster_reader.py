@@ -142,7 +142,10 @@ class ClusterReader:
 
     def _run(self) -> None:
         while not self._closed.is_set():
-            joined, problem = self._read()
+            try:
+                joined, problem = self._read()
+            except OSError as error:
+                joined, problem = False, f"no process can be started that joins it: {error}"
             if self._closed.is_set():
                 return
             if problem != self._look.problem and self._look.nodes:
