@@ -129,7 +129,7 @@ def test_a_manager_knows_every_device_and_leases_one(
     try:
         assert {device.device_id for device in manager.list_devices()} == ALL
         assert manager.select_best_device() in ALL
-        assert manager.get_aggregated_metrics()["memory_used_bytes"] == 3 * 2**30
+        assert manager.get_aggregated_metrics()["used_memory_bytes"] == 3 * 2**30
         assert manager.select(Request(node="rig2")).chosen == ("rig2/cuda:0",)
         split = manager.distribute_workload(range(9))
         assert {name: len(tasks) for name, tasks in split.items()} == dict.fromkeys(ALL, 3)

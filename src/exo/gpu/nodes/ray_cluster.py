@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.nodes.cluster.roads import Place
+from exo.gpu.nodes.ray_files import uploaded
 from exo.gpu.nodes.ray_joining import first_line, loopback, quiet_stderr, reach, why_not
 from exo.gpu.nodes.ray_token import use_token
 from exo.gpu.vocabulary.errors import ClusterError, ExoGpuError, NodeLost
@@ -33,6 +34,9 @@ LOOK_SECONDS = 1.0
 
 _START_SECONDS = 30.0
 _NAME_POLL_SECONDS = 0.1
+
+# Packages of an environment are downloaded first.
+_MAKE_SECONDS = 600.0
 
 # Ray compares Python down to the patch unless told otherwise; what we send needs the minor only.
 MATCH_VARIABLE = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
@@ -152,27 +156,48 @@ class RayCarrier:
         """Put a value into the object store; the reference keeps it there."""
         return [self._ray.put(value)]
 
-    def gather(self, places: Sequence[Place], runtime_env: Mapping[str, Any]) -> dict[str, Any]:
-        """What a runtime environment became on each node, and what keeps it there, by node."""
+    def uploaded(self, runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+        """A runtime environment whose folders of this machine are sent, for :meth:`gather`.
+
+        Raises:
+            ClusterError: where a folder is not there, or too large for Ray.
+
+        """
+        return uploaded(self._ray, runtime_env)
+
+    def gather(
+        self, places: Sequence[Place], runtime_env: Mapping[str, Any]
+    ) -> dict[str, tuple[Any, Any]]:
+        """What a runtime environment became on nodes, and what keeps it there, by their key.
+
+        A node that is lost meanwhile is left out.
+
+        Raises:
+            ClusterError: when one of them cannot make it.
+
+        """
         kind = self._ray.remote(_Surroundings)
         names = (*runtime_env.get("env_vars", {}), *_ENVIRONMENT)
         keepers = {
-            place.name: kind.options(
+            place: kind.options(
                 num_cpus=0,
                 runtime_env=dict(runtime_env),
                 label_selector={"ray.io/node-id": place.key},
             ).remote()
             for place in places
         }
-        found: dict[str, Any] = {}
-        for name, keeper in keepers.items():
+        found: dict[str, tuple[Any, Any]] = {}
+        for place, keeper in keepers.items():
             try:
-                found[name] = (self._ray.get(keeper.facts.remote(names), timeout=600.0), keeper)
+                facts = self._ray.get(keeper.facts.remote(names), timeout=_MAKE_SECONDS)
             except Exception as error:  # noqa: BLE001 - the node-connection border
-                # The node-connection border: an environment that cannot be made is one's own fault.
+                if place not in self.places():
+                    logger.info("node %s makes no environment: it is lost", place.name)
+                    continue
                 raise ClusterError(
-                    f"node {name} cannot make the runtime_env: {first_line(error)}"
+                    f"node {place.name} cannot make the runtime_env: {first_line(error)}"
                 ) from None
+            found[place.key] = facts, keeper
         return found
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
@@ -18,16 +19,16 @@ from exo.gpu.nodes.cluster.far_command import run_far
 from exo.gpu.nodes.cluster.member import FarSlot
 from exo.gpu.nodes.cluster.proposals import Proposals
 from exo.gpu.nodes.policies import policies_for
-from exo.gpu.vocabulary.errors import BackendError, NodeLost, NoSuchLease
+from exo.gpu.vocabulary.errors import BackendError, ClusterError, NodeLost, NoSuchLease
 from exo.gpu.vocabulary.inventory import DiscoveryReport
 from exo.gpu.vocabulary.job import SlotFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from exo.gpu.nodes.cluster.member import Member
     from exo.gpu.nodes.cluster.membership import Membership
-    from exo.gpu.nodes.cluster.roads import Carrier
+    from exo.gpu.nodes.cluster.roads import Carrier, Place
     from exo.gpu.nodes.cluster.table import ClusterTable
     from exo.gpu.nodes.leasing import OnWait
     from exo.gpu.nodes.transport import Grant
@@ -59,23 +60,22 @@ class ClusterNode:
         carrier: Carrier,
         membership: Membership,
         table: ClusterTable,
-        surroundings: Mapping[str, Surroundings] | None = None,
-        keepsakes: object = None,
+        surroundings: Callable[[Place], Surroundings | None] = lambda _: None,
     ) -> None:
-        """The membership is started already; both are closed with this node.
+        """Carrier and membership are closed with this node, at the program's end at the latest.
 
-        ``surroundings`` are those of this program's workers by node, and last as long as the
-        ``keepsakes`` are held.
+        ``surroundings`` are those of this program's workers on a node.
         """
-        self._keepsakes = keepsakes
         self._carrier = carrier
         self._membership = membership
         self._table = table
-        self._surroundings = surroundings or {}
+        self._surroundings = surroundings
         self._proposals = Proposals(table, membership)
         self._slots: dict[int, Member] = {}
         self._numbers = itertools.count()
         self._closed = False
+        # Before Ray leaves by itself, in the middle of a call of ours.
+        atexit.register(self.close)
 
     def __enter__(self) -> ClusterNode:
         """Itself."""
@@ -202,24 +202,24 @@ class ClusterNode:
         """Start a slot under a lease; that it cannot be started is told to the sink."""
         member = self._proposals.granted[lease_id].member
         number = next(self._numbers)
-        around = self._surroundings.get(member.name)
-        if around is not None and setup is not None:
-            setup = msgspec.structs.replace(
-                setup, import_path=(*around.import_path, *setup.import_path)
-            )
         self._slots[number] = member
         self._proposals.opened(number, lease_id)
         slot = FarSlot(sink, on_output, deque())
         try:
+            around = self._surroundings(member.place)
+            if around is not None and setup is not None:
+                setup = msgspec.structs.replace(
+                    setup, import_path=(*around.import_path, *setup.import_path)
+                )
             member.open_slot(number, slot, lease_id, setup, around)
-        except NodeLost as error:
+        except ClusterError as error:
             sink(SlotFailed(number, str(error)))
         return number
 
     def submit(self, slot_id: int, work: Work) -> None:
         """Give a slot its next work; a command starts in this directory where the node has it."""
         if work.command is not None:
-            around = self._surroundings.get(self._slots[slot_id].name)
+            around = self._surroundings(self._slots[slot_id].place)
             folder = (around.directory if around else "") or str(Path.cwd())
             command = f"cd {shlex.quote(folder)} 2>/dev/null\n{work.command}"
             work = msgspec.structs.replace(work, command=command)
@@ -348,6 +348,7 @@ class ClusterNode:
         if self._closed:
             return
         self._closed = True
+        atexit.unregister(self.close)
         self._membership.close()
         self._carrier.close()
 

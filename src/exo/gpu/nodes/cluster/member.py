@@ -69,7 +69,7 @@ class Member:
         on_batch: Callable[[str, bytes], object],
         on_loss: Callable[[Member, str], None],
     ) -> None:
-        """Begin a session there.
+        """Open a session there.
 
         Raises:
             NodeLost: when the agent does not answer.
@@ -92,12 +92,16 @@ class Member:
         self.python: str = facts["python"]
         self.pid: int = facts["pid"]
         """Of the agent's process, on its machine."""
-        on_batch(place.name, facts["batch"])
+        self._first_batch: bytes = facts["batch"]
         self.latency_seconds = self._measure()
         """There and back with nothing to do, as it was at first."""
         self._thread = threading.Thread(
             target=self._listen, name=f"exo-gpu-{place.name}", daemon=True
         )
+
+    def begin(self) -> None:
+        """Tell of its devices, now that it can be asked for them, and go on doing so."""
+        self._on_batch(self.name, self._first_batch)
         self._thread.start()
 
     @property
@@ -209,7 +213,8 @@ class Member:
 
     def join(self, seconds: float) -> None:
         """Wait until nothing is asked of it any more, so long at most."""
-        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._thread.join(seconds)
 
     def _measure(self) -> float:
         taken: list[float] = []

@@ -239,6 +239,7 @@ class Membership:
                 else:
                     self._members[place.name] = member
                     self._problems.pop(place.name, None)
+                    member.begin()
         with self._changed:
             if problem:
                 self._problems[place.name] = problem

@@ -14,7 +14,7 @@ from exo.gpu.nodes.cluster.table import FULL_DECISION_DEVICES
 from exo.gpu.nodes.policies import policies_for
 from exo.gpu.nodes.transport import Grant
 from exo.gpu.scheduling.job_queue import Turn
-from exo.gpu.vocabulary.decision import Decision
+from exo.gpu.vocabulary.decision import Decision, Refusal
 from exo.gpu.vocabulary.errors import NodeLost
 from exo.gpu.vocabulary.lease import Waiter
 from exo.gpu.vocabulary.request import DEFAULT_POLICY
@@ -237,4 +237,11 @@ def _for_node(request: Request, device_ids: tuple[str, ...]) -> Request:
 
 
 def _nothing(decision: Decision) -> Grant:
-    return Grant(Decision(request=decision.request, ranking=decision.ranking))
+    """Nobody refused: a node was lost in between."""
+    refusals = tuple(
+        Refusal(
+            device_id=device_id, rule="node", reason="its node does not answer now", permanent=False
+        )
+        for device_id in decision.chosen
+    )
+    return Grant(Decision(request=decision.request, refusals=refusals))
