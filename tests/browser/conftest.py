@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "service"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "coordination"))
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from urllib.parse import quote
 
 import pytest
+import uvicorn
 from axe_playwright_python.sync_playwright import Axe
+from boxes import device
+from cables import Cables
 from cards import CHROMIUM, GIB, card, write
+
+from exo.gpu.coordination.cluster_watch import ClusterWatch
+from exo.gpu.coordination.overview import Overseer
+from exo.gpu.service.app import Service
+from exo.gpu.service.server import listen
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
 
@@ -111,6 +121,97 @@ def test_a_device_has_a_page_of_its_own(serve, look):
     page.get_by_role("region", name="Facts").get_by_text("GPU-0001").first.wait_for()
     page.get_by_role("link", name="All devices").click()
     page.locator(".tile").first.wait_for()
+
+
+def of_node(node: str, number: int) -> dict:
+    """A card as it is called in a cluster."""
+    whole = {"device_id": f"{node}/cuda:{number}", "hardware_id": f"GPU-{node}-{number}"}
+    return {**card(number), **whole, "node": node}
+
+
+def test_devices_of_several_nodes_stand_below_their_node(serve, look):
+    """Rule: each node has a head; a tile's link, page and history work with a slash in the id."""
+    page = look(serve(of_node("rig1", 1), of_node("rig2", 2), of_node("rig2", 3))).page
+    page.locator(".tile").nth(2).wait_for()
+    texts = page.locator(".tiles > li").all_inner_texts()
+    assert [one.split("\n")[0].strip() for one in texts] == [
+        "rig1", "rig1/cuda:1", "rig2", "rig2/cuda:2", "rig2/cuda:3",
+    ]  # fmt: skip
+    page.locator(".node", has_text="rig2").get_by_text("2 devices").wait_for()
+    assert violations(page) == []
+    page.get_by_label("Find").fill("rig1")
+    page.locator(".node", has_text="rig2").wait_for(state="detached")
+    page.get_by_label("Find").fill("")
+    page.get_by_label("Order").select_option("load")
+    page.locator(".node").first.wait_for(state="detached")
+    page.locator(".tile", has_text="rig2/cuda:2").click()
+    page.get_by_role("heading", name="rig2/cuda:2: NVIDIA GeForce RTX 4090").wait_for()
+    page.locator(".plot").first.wait_for()
+    assert "no history" not in page.locator("main").inner_text()
+    assert page.locator(".plot").count() == 4
+
+
+class Running:
+    """A service over a watch of this process, at an address of its own."""
+
+    def __init__(self, watch) -> None:
+        self._overseer = Overseer(watch, os.environ)
+        self._service = Service(self._overseer)
+        listening = listen("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        config = uvicorn.Config(self._service.application, log_config=None, ws="none")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([listening],))
+
+    def __enter__(self) -> Running:
+        self._overseer.__enter__()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join()
+        self._overseer.__exit__()
+
+
+@pytest.fixture
+def cables(tmp_path, monkeypatch):
+    """A cluster without a network."""
+    monkeypatch.setenv("EXO_GPU_HISTORY", str(tmp_path / "history.sqlite"))
+    found = Cables(tmp_path)
+    for name in ("rig1", "rig2"):
+        found.plug(name, device("cuda:0", "NVIDIA", "cuda"))
+    yield found
+    found.pull_all()
+
+
+@pytest.mark.filterwarnings("ignore::litestar.exceptions.LitestarDeprecationWarning")
+def test_a_lost_node_stays_in_sight_until_it_is_back(cables, look):
+    """Rule: below the head of a lost node it says why; so does its device's page, with its past."""
+    with ClusterWatch(cables.join) as watch, Running(watch) as service:
+        seen = look(service)
+        page = seen.page
+        page.locator(".tile", has_text="rig2/cuda:0").wait_for()
+        cables.pull("rig2")
+        page.locator(".node", has_text="rig2").get_by_text("1 missing: its node is lost").wait_for()
+        page.locator(".tile", has_text="rig2/cuda:0").wait_for(state="detached")
+        page.locator("#notes").get_by_text("node rig2 is lost: ").wait_for()
+        assert violations(page) == []
+        page.goto(f"{service.url}/#/device/rig2%2Fcuda%3A0")
+        page.get_by_text("this device is not here now, last seen").wait_for()
+        page.locator(".plot").first.wait_for()
+        page.goto(f"{service.url}/#/cluster")
+        cables.plug("rig2", device("cuda:0", "NVIDIA", "cuda"))
+        page.locator(".tile", has_text="rig2/cuda:0").wait_for()
+        page.locator(".node .alarm", has_text="missing").wait_for(state="detached")
+        page.close()
+
+
+def test_one_machine_needs_no_head(serve, look):
+    """Rule: where there is one node only, its devices stand by themselves."""
+    page = look(serve(card(1), card(2))).page
+    page.locator(".tile").nth(1).wait_for()
+    assert page.locator(".node").count() == 0
 
 
 def test_an_unknown_reading_says_why_on_its_page(serve, look):

@@ -19,7 +19,14 @@ EXAMPLE = ROOT / "docs" / "example-machine.json"
 class Served:
     """A service that runs; ``folder`` has all that it keeps."""
 
-    def __init__(self, folder: Path, *options: str, machine: Path = EXAMPLE, **variables: str):
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        machine: Path = EXAMPLE,
+        cadence: str | None = "200ms",
+        **variables: str,
+    ):
         self.folder = folder
         self.environ = os.environ | {
             "EXO_GPU_FAKE": str(machine),
@@ -32,7 +39,9 @@ class Served:
             **variables,
         }
         self.lines: list[str] = []
-        command = [sys.executable, "-m", "exo.gpu", "serve", "--port", "0", "--every", "200ms"]
+        command = [sys.executable, "-m", "exo.gpu", "serve", "--port", "0"]
+        if cadence is not None:
+            command += ["--every", cadence]
         self.process = subprocess.Popen(
             [*command, *options], env=self.environ, stderr=subprocess.PIPE, text=True
         )

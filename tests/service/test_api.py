@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -29,14 +30,88 @@ def test_a_device_is_found_by_either_id(client, name):
     assert client.get(f"/api/v1/devices/{name}").json()["device_id"] == "cuda:0"
 
 
+RIG = {
+    "device_id": "rig2/cuda:0",
+    "name": "A card",
+    "vendor": "x",
+    "backend": "fake",
+    "hardware_id": "GPU-of-rig2",
+    "node": "rig2",
+    "sample": {"temperature_celsius": 41.0},
+}
+
+
 def test_a_device_of_another_node_is_found_by_its_whole_id(serve, write_machine):
-    """Rule: an id with a slash is one id, encoded or not."""
-    rig = {"device_id": "rig2/cuda:0", "name": "A card", "vendor": "x", "backend": "fake"}
-    service = serve(machine=write_machine({**rig, "node": "rig2", "sample": {}}))
+    """Rule: an id with a slash is one id on every route, encoded or not."""
+    service = serve(machine=write_machine(RIG))
     with service.client() as client:
         service.until_ready(client)
-        for name in ("rig2/cuda:0", "rig2%2Fcuda:0"):
+        for name in ("rig2/cuda:0", "rig2%2Fcuda:0", "rig2%2Fcuda%3A0", "GPU-of-rig2"):
             assert client.get(f"/api/v1/devices/{name}").json()["node"] == "rig2"
+            past = client.get(
+                f"/api/v1/history/{name}", params={"metric": "temperature_celsius"}
+            ).json()
+            assert past["device"]["device_id"] == "rig2/cuda:0"
+            assert 41.0 in past["series"][0]["mean"]
+        for name in ("rig2/cuda:1", "rig2", "rig2/", "/cuda:0", "cuda:0"):
+            assert client.get(f"/api/v1/devices/{name}").status_code == 404
+        question = {"devices": ["rig2/cuda:0"]}
+        assert client.post("/api/v1/explain", json=question).json()["chosen"] == ["rig2/cuda:0"]
+        assert client.get("/api/v1/events", params={"device": "rig2/cuda:0"}).status_code == 200
+        info = client.get("/metrics").text
+        assert 'uuid="GPU-of-rig2",node="rig2",device="rig2/cuda:0"' in info
+
+
+def test_a_hardware_id_of_several_devices_is_not_guessed_at(serve, write_machine):
+    """Rule: what is called alike on two nodes is named by its whole id; the answer lists them."""
+    other = {**RIG, "device_id": "rig3/cuda:0", "node": "rig3"}
+    service = serve(machine=write_machine(RIG, other))
+    with service.client() as client:
+        service.until_ready(client)
+        answer = client.get("/api/v1/devices/GPU-of-rig2")
+        assert answer.status_code == 404
+        assert "rig2/cuda:0, rig3/cuda:0" in answer.json()["detail"]
+        assert client.get("/api/v1/devices/rig3/cuda:0").json()["node"] == "rig3"
+
+
+def test_head_is_get_without_what_is_in_it(client):
+    """Rule: HEAD has status, kind and length of the answer to GET, and no body, and it ends."""
+    for path in ("/", "/api/v1/devices/cuda:0", "/-/healthy", "/api/v1/stream"):
+        head = client.head(path)
+        assert head.status_code == 200
+        assert head.content == b""
+        assert "content-security-policy" in head.headers
+    whole = client.get("/assets/app.js", headers={"accept-encoding": "identity"})
+    head = client.head("/assets/app.js", headers={"accept-encoding": "identity"})
+    for name in ("content-length", "content-type"):
+        assert head.headers[name] == whole.headers[name]
+    assert client.head("/api/v1/devices/nobody").status_code == 404
+    assert client.head("/api/v1/explain").status_code == 405
+    assert "HEAD" in client.delete("/api/v1/devices").headers["allow"]
+
+
+def test_a_question_without_a_policy_is_asked_by_the_one_that_is_set(serve):
+    """Rule: explain decides as 'exo-gpu select' would here; one that is named holds all the same."""
+    service = serve(EXO_GPU_POLICY="coolest")
+    with service.client() as client:
+        service.until_ready(client)
+        answer = client.post("/api/v1/explain", json={}).json()
+        selected = subprocess.run(
+            [sys.executable, "-m", "exo.gpu", "select", "--json"],
+            env=service.environ,
+            capture_output=True,
+            check=True,
+        )
+        assert answer["request"]["policy"] == "coolest"
+        assert answer["chosen"] == json.loads(selected.stdout)["chosen"]
+        named = client.post("/api/v1/explain", json={"policy": "balanced"}).json()
+        assert named["request"]["policy"] == "balanced"
+        assert client.get("/api/v1/policies").json()["default"] == "coolest"
+
+
+def test_one_machine_is_no_cluster(client):
+    """Rule: without a cluster there are no nodes to tell of."""
+    assert client.get("/api/v1/nodes").json() == {"nodes": [], "notes": []}
 
 
 def test_history_comes_in_as_many_points_as_were_asked_for(client):

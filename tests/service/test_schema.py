@@ -23,7 +23,7 @@ def schema(served):
 
 OPERATIONS = (
     "aggregates", "devices", "devices/{device_id}", "events", "explain", "history/{device_id}",
-    "jobs", "jobs/{job_id}", "jobs/{job_id}/items", "leases", "links", "policies", "processes", "queue",
+    "jobs", "jobs/{job_id}", "jobs/{job_id}/items", "leases", "links", "nodes", "policies", "processes", "queue",
     "recent", "service",
 )  # fmt: skip
 

@@ -2,87 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections import deque
 from typing import TYPE_CHECKING, Self
 
 from exo.gpu.coordination.health_guard import HealthGuard
-from exo.gpu.coordination.recording import NOT_WANTED, HistoryKeeper, Recording
+from exo.gpu.coordination.subscriptions import MOST_UNREAD, Announcer, Subscription
 from exo.gpu.nodes.local import LocalNode
 from exo.gpu.nodes.watching import SEARCH_SECONDS
-from exo.gpu.telemetry.health.book import log_event
-from exo.gpu.telemetry.sampling.observation import Observation
-from exo.gpu.vocabulary.health import DeviceFault, HealthEvent
-from exo.gpu.vocabulary.inventory import DeviceChange
-from exo.gpu.vocabulary.units import check_whole
+from exo.gpu.vocabulary.health import HealthEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
+    from exo.gpu.coordination.recording import Recording
     from exo.gpu.nodes.watching import NodeEvent
     from exo.gpu.telemetry.collector import TelemetryCollector
+    from exo.gpu.vocabulary.cluster import NodeStanding
     from exo.gpu.vocabulary.device import GPUDevice
     from exo.gpu.vocabulary.inventory import MissingDevice
-    from exo.gpu.vocabulary.metrics import GPUMetrics
     from exo.gpu.vocabulary.snapshot import Snapshot
-
-logger = logging.getLogger("exo.gpu.coordination.monitor")
 
 # Ten minutes at one sample a second: what a sparkline and a short look back need.
 HISTORY_SAMPLES = 600
-
-# What one subscriber may leave unread: a minute of 64 devices.
-MOST_UNREAD = 4096
-
-# A disk that is merely slow loses nothing; one that hangs keeps nobody longer.
-_DISK_SECONDS = 5.0
-
-
-class Subscription:
-    """Events for one reader, in order. One that reads too slowly loses the oldest, counted."""
-
-    def __init__(self, most: int, leave: Callable[[Subscription], None]) -> None:
-        """Use :meth:`Monitor.subscribe`."""
-        self._leave = leave
-        self._events: deque[NodeEvent] = deque(maxlen=most)
-        self._changed = threading.Condition()
-        self._closed = False
-        self._lost = 0
-
-    @property
-    def lost(self) -> int:
-        """How many events were dropped because they were not read in time."""
-        return self._lost
-
-    def __iter__(self) -> Iterator[NodeEvent]:
-        """The events as they come, until it is closed or the monitor stops."""
-        while (event := self.get(timeout_seconds=None)) is not None:
-            yield event
-
-    def get(self, timeout_seconds: float | None) -> NodeEvent | None:
-        """The next event; None when the time is over, or at the end of all events."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._events or self._closed, timeout_seconds)
-            return self._events.popleft() if self._events else None
-
-    def close(self) -> None:
-        """Hear of nothing more; harmless twice."""
-        self._leave(self)
-        self.end()
-
-    def tell(self, event: NodeEvent) -> None:
-        """Add an event; never waits for the reader."""
-        with self._changed:
-            self._lost += len(self._events) == self._events.maxlen
-            self._events.append(event)
-            self._changed.notify()
-
-    def end(self) -> None:
-        """Let the reader read what is left, and go."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
 
 
 class Monitor:
@@ -113,9 +51,7 @@ class Monitor:
         self._cadence_seconds = cadence_seconds
         self._search_seconds = search_seconds
         self._max_history = max_history
-        self._subscriptions: list[Subscription] = []
-        self._lock = threading.Lock()
-        self._keeper = HistoryKeeper() if history else None
+        self._announcer = Announcer(history=history)
         self._guard = HealthGuard(self._node)
         self._started = False
         self._stopped = False
@@ -137,7 +73,7 @@ class Monitor:
     @property
     def recording(self) -> Recording:
         """Whether samples reach the disk now; where they do not, why."""
-        return NOT_WANTED if self._keeper is None else self._keeper.recording
+        return self._announcer.recording
 
     @property
     def collector(self) -> TelemetryCollector:
@@ -154,15 +90,22 @@ class Monitor:
         """Devices that were here before and were not found by the last search."""
         return self._node.inventory().missing
 
+    @property
+    def nodes(self) -> tuple[NodeStanding, ...]:
+        """None: this machine is all that is watched."""
+        return ()
+
+    @property
+    def problem(self) -> str:
+        """Nothing stands between it and the machine that it runs on."""
+        return ""
+
     def start(self) -> None:
         """Find the devices and begin; harmless twice. Waits for the search, not for samples."""
         if self._started:
             return
         self._started = True
-        if self._keeper is not None:
-            self._keeper.open()
-            for device in self.devices:
-                self._keeper.register(device)
+        self._announcer.open(self.devices)
         self._guard.start()
         self._node.watch(
             self._take,
@@ -181,12 +124,7 @@ class Monitor:
         self._stopped = True
         self._node.unwatch(timeout_seconds)
         self._guard.stop(timeout_seconds)
-        with self._lock:
-            ending, self._subscriptions = self._subscriptions, []
-        for subscription in ending:
-            subscription.end()
-        if self._keeper is not None:
-            self._keeper.close(max(timeout_seconds, _DISK_SECONDS))
+        self._announcer.close(timeout_seconds)
         if self._own_node:
             self._node.close()
 
@@ -201,37 +139,10 @@ class Monitor:
             InvalidValue: for ``most`` below 1.
 
         """
-        check_whole("most", most, low=1)
-        subscription = Subscription(most, self._drop)
-        with self._lock:
-            self._subscriptions.append(subscription)
-        return subscription
-
-    def _drop(self, subscription: Subscription) -> None:
-        with self._lock:
-            if subscription in self._subscriptions:
-                self._subscriptions.remove(subscription)
+        return self._announcer.subscribe(most)
 
     def _take(self, event: NodeEvent) -> None:
-        """One event of the node, in its turn: keep it, act on it, tell it."""
-        match event:
-            case Observation():
-                self._keep(event.sample)
-            case DeviceChange():
-                if self._keeper is not None:
-                    self._keeper.register(event.device)
-                logger.info("%s (%s): %s", event.device.device_id, event.device.name, event.kind)
-            case HealthEvent():
-                log_event(event)
-                self._guard.take(event)
-                self._keep(event)
-            case DeviceFault():
-                self._keep(event)
-        with self._lock:
-            readers = tuple(self._subscriptions)
-        for reader in readers:
-            reader.tell(event)
-
-    def _keep(self, told: GPUMetrics | HealthEvent | DeviceFault | None) -> None:
-        if self._keeper is not None and told is not None:
-            self._keeper.add(told)
+        """One event of the node, in its turn: act on it, tell it."""
+        if isinstance(event, HealthEvent):
+            self._guard.take(event)
+        self._announcer.tell(event)

@@ -7,12 +7,13 @@ import threading
 import time
 from collections import deque
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from exo.gpu.coordination.job_board import JobBoard
 from exo.gpu.coordination.processes import join
+from exo.gpu.nodes.foresight import foresight
 from exo.gpu.nodes.policies import policies_for
 from exo.gpu.scheduling.selector import select
 from exo.gpu.telemetry.sampling.observation import Observation
@@ -26,13 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from exo.gpu.coordination.jobs import JobSummary
-    from exo.gpu.coordination.recording import Recording
-    from exo.gpu.nodes.watching import NodeEvent
+    from exo.gpu.coordination.watch import Watch
     from exo.gpu.scheduling.job_queue import Turn
-    from exo.gpu.telemetry.collector import TelemetryCollector
+    from exo.gpu.vocabulary.cluster import NodeStanding
     from exo.gpu.vocabulary.decision import Decision
     from exo.gpu.vocabulary.device import GPUDevice
-    from exo.gpu.vocabulary.inventory import DiscoveryReport, MissingDevice
+    from exo.gpu.vocabulary.inventory import MissingDevice
     from exo.gpu.vocabulary.lease import Lease, Waiter
     from exo.gpu.vocabulary.metrics import GPUMetrics
     from exo.gpu.vocabulary.process import ProcessList
@@ -60,79 +60,6 @@ _STOP_SECONDS = 1.0
 _LATE_CADENCES = 3.0
 
 
-class WatchedNode(Protocol):
-    """What an overview asks of a node beside the watch; a machine of this process has it."""
-
-    def inventory(self) -> DiscoveryReport:
-        """Every device found, and what each backend said."""
-        ...
-
-    def snapshot(self, *, leases: bool = True, others: bool = False) -> Snapshot:
-        """All devices now; with ``others`` also who works there under nobody's lease."""
-        ...
-
-    def processes(self) -> tuple[ProcessList, ...]:
-        """Who works on each device, or why that is not known."""
-        ...
-
-    def leases(self) -> tuple[Lease, ...]:
-        """All live leases."""
-        ...
-
-    def line(self) -> tuple[tuple[Waiter, Turn], ...]:
-        """Everybody who waits, the first one first."""
-        ...
-
-
-class Listening(Protocol):
-    """Events of a watch, in order."""
-
-    def get(self, timeout_seconds: float | None) -> NodeEvent | None:
-        """The next event; None when the time is over."""
-        ...
-
-    def close(self) -> None:
-        """Hear of nothing more."""
-        ...
-
-
-class Watch(Protocol):
-    """What is watched: :class:`~exo.gpu.coordination.monitor.Monitor`, or one of many machines."""
-
-    @property
-    def node(self) -> WatchedNode:
-        """What is asked for more than samples."""
-        ...
-
-    @property
-    def collector(self) -> TelemetryCollector:
-        """The samples of the last minutes."""
-        ...
-
-    @property
-    def recording(self) -> Recording:
-        """Whether samples reach the disk."""
-        ...
-
-    @property
-    def devices(self) -> tuple[GPUDevice, ...]:
-        """The devices as the last search found them."""
-        ...
-
-    @property
-    def missing(self) -> tuple[MissingDevice, ...]:
-        """Devices that were here before."""
-        ...
-
-    def snapshot(self, *, leases: bool = True) -> Snapshot:
-        """All devices as they are known now."""
-        ...
-
-    def subscribe(self) -> Listening:
-        """Hear of every event from now on."""
-        ...
-
-
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
     """All that is known at one moment; ``taken_at`` (Unix seconds) is None before the first."""
 
@@ -141,6 +68,8 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     missing: tuple[MissingDevice, ...] = ()
     failures: Mapping[str, str] = MappingProxyType({})
     """Why a device gave no sample the last time it was asked, by its id."""
+    nodes: tuple[NodeStanding, ...] = ()
+    """Every node that is or was in the cluster; none where one machine is shown."""
     leases: tuple[Lease, ...] = ()
     line: tuple[tuple[Waiter, Turn], ...] = ()
     occupancy: Occupancy = Occupancy()
@@ -237,7 +166,7 @@ class Overseer:
         return tuple(self._events)
 
     def explain(self, request: Request) -> tuple[Decision, Snapshot]:
-        """Answer a request as things stand, and take nothing.
+        """Answer a request as things stand, as ``exo-gpu select`` does, and take nothing.
 
         Raises:
             UnknownName: for a policy that is not known, with the near spelling.
@@ -245,6 +174,8 @@ class Overseer:
 
         """
         snapshot = self.watch.node.snapshot(others=request.exclusive)
+        devices = [state.device for state in snapshot.devices]
+        snapshot = foresight(request, devices, self.environ)(snapshot)
         return select(snapshot, request, policies=policies_for(request)), snapshot
 
     def _run(self) -> None:
@@ -279,6 +210,7 @@ class Overseer:
             took = time.monotonic() - began
             self._lists_due = began + max(_LISTS_SECONDS, _DEAR_SHARE * took)
         jobs, problems = self._jobs.look()
+        nodes = self._nodes(notes)
         self._describe(snapshot)
         self._remember(snapshot, samples)
         overview = Overview(
@@ -286,6 +218,7 @@ class Overseer:
             snapshot=snapshot,
             missing=self.watch.missing,
             failures=dict(self._failures),
+            nodes=nodes,
             leases=leases,
             line=line,
             occupancy=occupancy,
@@ -308,6 +241,13 @@ class Overseer:
         except ExoGpuError as error:
             notes.append(f"leases and cordons are not shown: {error}")
             return (), ()
+
+    def _nodes(self, notes: list[str]) -> tuple[NodeStanding, ...]:
+        """The nodes of a cluster, and what is wrong with it and them."""
+        nodes, problem = self.watch.nodes, self.watch.problem
+        notes += [problem] * bool(problem)
+        notes += [f"node {one.node} is lost: {one.reason}" for one in nodes if not one.alive]
+        return nodes
 
     def _drain(self) -> tuple[tuple[GPUMetrics, ...], tuple[RecentEvent, ...]]:
         """Everything heard since the last time."""

@@ -14,8 +14,8 @@ import msgspec
 
 from exo.gpu.coordination.monitor import Monitor
 from exo.gpu.coordination.processes import join
+from exo.gpu.coordination.watch import WatchedNode
 from exo.gpu.nodes.local import LocalNode
-from exo.gpu.nodes.transport import Node
 from exo.gpu.telemetry.collector import TelemetryCollector
 from exo.gpu.vocabulary.errors import ExoGpuError, StoreError
 from exo.gpu.vocabulary.metrics import SERIES, GPUMetrics
@@ -74,7 +74,7 @@ class Watched(Protocol):
     """What frames are taken of."""
 
     @property
-    def node(self) -> Node:
+    def node(self) -> WatchedNode:
         """Who is asked for processes, and why there is no device."""
         ...
 

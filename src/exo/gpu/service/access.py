@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 from exo.gpu.service.problems import Problem, problem_response
 
 if TYPE_CHECKING:
-    from litestar.types import ASGIApp, Message, Receive, Scope, Send
+    from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 MOST_BODY_BYTES = 64 * 1024
 """The largest request that is read; a question of a few hundred devices has a tenth of it."""
 
 TOKEN_BYTES = 24
+
+STREAM_PATH = "/api/v1/stream"
+"""The one answer that does not end, and so knows itself what its head is."""
 
 # These tell nothing of the machine: a supervisor asks whether we live, a browser loads the page
 # that then asks for the token.
@@ -85,6 +88,9 @@ class Access:
         if refused is not None:
             await problem_response(refused)(scope, receive, marked)
             return
+        if scope["method"] == "HEAD" and scope["path"] != STREAM_PATH:
+            await self._app(_as_get(scope), receive, _bodiless(marked))
+            return
         await self._app(scope, receive, marked)
 
     def _refusal(self, scope: Scope) -> Problem | None:
@@ -106,6 +112,24 @@ class Access:
                 detail = "send the header 'Authorization: Bearer TOKEN' with the service's token"
                 return Problem("token", 401, "A token is needed", detail)
         return None
+
+
+def _as_get(scope: HTTPScope) -> HTTPScope:
+    """The same request with the method whose answer's head is asked for."""
+    as_get = scope.copy()
+    as_get["method"] = "GET"
+    return as_get
+
+
+def _bodiless(send: Send) -> Send:
+    """Send an answer without what is in it."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message["body"] = b""
+        await send(message)
+
+    return sent
 
 
 def _without_port(host: str) -> str:

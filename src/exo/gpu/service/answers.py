@@ -11,6 +11,7 @@ from exo.gpu.coordination.overview import Overview
 from exo.gpu.scheduling.explanation import refusal_message
 from exo.gpu.telemetry.store.series import KnownDevice
 from exo.gpu.telemetry.table.figures import Aggregate
+from exo.gpu.vocabulary.cluster import NodeStanding
 from exo.gpu.vocabulary.decision import Decision, Refusal
 from exo.gpu.vocabulary.device import GPUDevice
 from exo.gpu.vocabulary.errors import InvalidValue
@@ -124,6 +125,13 @@ class EventList(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[EventView, ...]
     note: str = ""
     """Why earlier ones may be missing."""
+
+
+class NodeList(msgspec.Struct, frozen=True, kw_only=True):
+    """Every node that is or was in the cluster."""
+
+    nodes: tuple[NodeStanding, ...]
+    notes: tuple[str, ...]
 
 
 class LinkList(msgspec.Struct, frozen=True, kw_only=True):
@@ -256,11 +264,11 @@ class Question(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise InvalidValue("memory", self.memory, "needed beside memory_bytes")
             parse_size(self.memory, "memory")
 
-    def request(self) -> Request:
-        """The same as a plain request."""
+    def request(self, **others: str) -> Request:
+        """The same as a plain request, with ``others`` in the place of its own fields."""
         size = self.memory_bytes if self.memory is None else parse_size(self.memory, "memory")
         fields = {name: getattr(self, name) for name in Request.__struct_fields__}
-        return msgspec.convert({**fields, "memory_bytes": size}, Request)
+        return msgspec.convert({**fields, "memory_bytes": size, **others}, Request)
 
 
 class Explanation(Decision, frozen=True, kw_only=True):

@@ -56,6 +56,7 @@ def described(document: dict[str, Any]) -> dict[str, Any]:
     schemas["Problem"] = _PROBLEM
     if "Question" in schemas:
         schemas["Question"]["additionalProperties"] = False
+        schemas["Question"]["properties"]["policy"].pop("default", None)  # it may be set otherwise
     document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{}, {"token": []}]
     problem = {

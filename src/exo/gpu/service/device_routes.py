@@ -19,11 +19,13 @@ from exo.gpu.service.answers import (
     EventView,
     HistoryView,
     LinkList,
+    NodeList,
     ProcessesView,
     RecentLoads,
     device_json,
 )
 from exo.gpu.service.history import past
+from exo.gpu.service.naming import missing_called, state_called
 from exo.gpu.service.pictures import GZIP, Pictures, takes_gzip
 from exo.gpu.telemetry.table.roster import Grouping
 from exo.gpu.vocabulary.errors import InvalidValue, NoSuchDevice, UnknownName
@@ -63,12 +65,15 @@ def find_state(overseer: Overseer, name: str) -> DeviceState:
     """The device of that device id or hardware id.
 
     Raises:
-        NoSuchDevice: where there is none.
+        NoSuchDevice: where there is none; of one that was here before, with why it is not.
 
     """
-    for state in overseer.overview.snapshot.devices:
-        if name in {state.device.device_id, state.device.hardware_id}:
-            return state
+    state = state_called(overseer.overview, name)
+    if state is not None:
+        return state
+    missing = missing_called(overseer.overview, name)
+    if missing is not None:
+        raise NoSuchDevice(f"{name} ({missing.device.name}) is missing: {missing.reason}")
     raise NoSuchDevice(f"there is no device {name!r} here; /api/v1/devices lists them")
 
 
@@ -182,10 +187,17 @@ def aggregates(
     return Aggregates(total=collector.aggregate(), groups=groups)
 
 
+@get("/nodes", sync_to_thread=False)
+def nodes(overseer: Overseer) -> NodeList:
+    """The nodes of the cluster, and why one does not count; none where one machine is shown."""
+    overview = overseer.overview
+    return NodeList(nodes=overview.nodes, notes=overview.notes)
+
+
 @get("/links", sync_to_thread=False)
 def links(overseer: Overseer) -> LinkList:
     """How the devices are joined, for each ordered pair of which something is known."""
     return LinkList(links=overseer.overview.snapshot.links)
 
 
-ROUTES = [links, devices, device_named, recent, history, events, processes, aggregates]
+ROUTES = [nodes, links, devices, device_named, recent, history, events, processes, aggregates]

@@ -9,6 +9,7 @@ import msgspec
 
 from exo.gpu.coordination.overview import RecentEvent, as_recent
 from exo.gpu.service.answers import HistoryView, SeriesView
+from exo.gpu.service.naming import missing_called, state_called
 from exo.gpu.telemetry.store.series import KnownDevice
 from exo.gpu.vocabulary.errors import NoSuchDevice, StoreError
 
@@ -29,23 +30,20 @@ def past(
     span: tuple[float, float],
     points: int,
 ) -> HistoryView:
-    """Readings of the device of that device id or hardware id, in a span of Unix seconds.
+    """Readings of a device that is or was here, by either id, in a span of Unix seconds.
 
     Raises:
         NoSuchDevice: for one that is neither here nor in the history.
 
     """
-    here = next(
-        (
-            state.device
-            for state in overseer.overview.snapshot.devices
-            if name in {state.device.device_id, state.device.hardware_id}
-        ),
-        None,
-    )
+    state, missing = state_called(overseer.overview, name), missing_called(overseer.overview, name)
+    known = state or missing
+    here = None if known is None else known.device
     samples = [] if here is None else overseer.watch.collector.get_metrics_history(here.device_id)
     if here is not None and samples and samples[0].timestamp <= span[0]:
         return _from_memory(here, samples, metrics, span, points)
+    if here is not None and here.node:
+        name = here.device_id  # this machine may keep a history of the same hardware by itself
     try:
         with open_reader(overseer) as reader:
             series = [

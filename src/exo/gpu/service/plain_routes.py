@@ -38,12 +38,15 @@ def healthy() -> str:
 
 @get("/-/ready", include_in_schema=False, sync_to_thread=False)
 def ready(overseer: Overseer) -> Response[bytes]:
-    """It has looked at the machine, and lately."""
+    """It has looked at the machine, and lately; of a cluster, some node answers."""
+    nodes = overseer.overview.nodes
     quiet_seconds = overseer.quiet_seconds
     if overseer.overview.taken_at is None:
         why = "the devices are being looked for"
     elif quiet_seconds > _READY_CADENCES * overseer.cadence_seconds:
         why = f"no news for {quiet_seconds:.0f} s: a driver or the lease store does not answer"
+    elif nodes and not any(one.alive for one in nodes):
+        why = "no node of the cluster answers; /api/v1/nodes says why"
     else:
         return Response(b"ready\n", media_type="text/plain")
     problem = Problem("not-ready", 503, "Not ready", why)

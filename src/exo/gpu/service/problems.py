@@ -86,7 +86,8 @@ def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[byte
         )
     headers = _headers(problem)
     if isinstance(error, HTTPException) and error.headers:
-        headers |= {name: value for name, value in error.headers.items() if name == "allow"}
+        allowed = {name: value for name, value in error.headers.items() if name == "allow"}
+        headers |= {name: value.replace("GET", "GET, HEAD") for name, value in allowed.items()}
     return Response(
         problem_body(problem),
         status_code=problem.status,

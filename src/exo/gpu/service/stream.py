@@ -10,6 +10,7 @@ import msgspec
 from litestar import asgi
 from litestar.types import Receive, Scope, Send
 
+from exo.gpu.service.access import STREAM_PATH
 from exo.gpu.service.answers import lease_views, waiter_views
 from exo.gpu.service.problems import Problem, problem_response
 
@@ -105,11 +106,15 @@ def _states(overview: Overview) -> dict[str, Any]:
 def stream_route(broadcast: Broadcast) -> ASGIRouteHandler:
     """The route of the stream, which every client has to itself until it goes."""
 
-    @asgi("/api/v1/stream", copy_scope=False)
+    @asgi(STREAM_PATH, copy_scope=False)
     async def stream(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "GET":
+        if scope["type"] != "http" or scope["method"] not in {"GET", "HEAD"}:
             refused = Problem("method", 405, "Not with this method", "use GET")
             await problem_response(refused)(scope, receive, send)
+            return
+        if scope["method"] == "HEAD":
+            await send(_start())
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
         last = headers.get(b"last-event-id")
@@ -132,6 +137,17 @@ def stream_route(broadcast: Broadcast) -> ASGIRouteHandler:
     return stream
 
 
+def _start() -> Any:
+    return {
+        "type": "http.response.start",
+        "status": 200,
+        "headers": [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"x-accel-buffering", b"no"),
+        ],
+    }
+
+
 async def _until_gone(feeding: asyncio.Future[None], receive: Receive) -> None:
     """Until the client has gone, or was dropped."""
     leaving = asyncio.ensure_future(_left(receive))
@@ -147,15 +163,7 @@ async def _left(receive: Receive) -> None:
 
 
 async def _feed(client: Client, send: Send) -> None:
-    start: Any = {
-        "type": "http.response.start",
-        "status": 200,
-        "headers": [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"x-accel-buffering", b"no"),
-        ],
-    }
-    await send(start)
+    await send(_start())
     body = b"retry: 2000\n\n"
     while not client.ended:
         message: Any = {"type": "http.response.body", "body": body, "more_body": True}

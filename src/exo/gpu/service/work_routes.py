@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,7 +84,7 @@ def items(
 
 
 @get("/policies", sync_to_thread=False)
-def policies() -> PolicyList:
+def policies(overseer: Overseer) -> PolicyList:
     """The policies that ship with the product, and how each weighs a device."""
     views = (
         PolicyView(
@@ -103,21 +102,27 @@ def policies() -> PolicyList:
         )
         for policy in POLICIES.values()
     )
-    return PolicyList(default=default_policy(os.environ), policies=tuple(views))
+    return PolicyList(default=default_policy(overseer.environ), policies=tuple(views))
 
 
 @post("/explain", status_code=200)
 async def explain(
     request: Request[Any, Any, Any], overseer: Overseer, data: Question
 ) -> Explanation:
-    """What would be chosen for a request now, with every term and refusal; nothing is taken."""
+    """What would be chosen for a request now, with every term and refusal; nothing is taken.
+
+    Where it names no policy, the one that is set in the configuration holds.
+    """
     # Litestar takes "8" for 8; whoever means a number writes one.
-    data = msgspec.json.decode(await request.body(), type=Question)
-    return await to_thread.run_sync(_explained, overseer, data)
+    body = await request.body()
+    data = msgspec.json.decode(body, type=Question)
+    named = "policy" in msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    return await to_thread.run_sync(_explained, overseer, data, named)
 
 
-def _explained(overseer: Overseer, question: Question) -> Explanation:
-    decision, snapshot = overseer.explain(question.request())
+def _explained(overseer: Overseer, question: Question, named: bool) -> Explanation:
+    others = {} if named else {"policy": default_policy(overseer.environ)}
+    decision, snapshot = overseer.explain(question.request(**others))
     return Explanation(
         **msgspec.structs.asdict(decision),
         never=decision.never,

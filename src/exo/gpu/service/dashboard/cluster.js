@@ -45,6 +45,7 @@ export class ClusterView {
   constructor(machine) {
     this.machine = machine;
     this.tiles = new Map();
+    this.heads = new Map();
     this.totals = make("dl", { class: "totals" });
     this.figures = new Map();
     this.list = make("ul", { class: "tiles", "aria-label": "Devices" });
@@ -77,22 +78,22 @@ export class ClusterView {
   show(what) {
     if (!["all", "samples", "states", "processes", "leases", "queue"].includes(what)) return;
     const here = this.machine.devices;
+    let moved = what === "all" || what === "states";
     for (const [id, tile] of this.tiles) {
       if (!here.has(id)) {
         tile.element.remove();
         this.tiles.delete(id);
       }
     }
-    let added = false;
     for (const [id, device] of here) {
       if (!this.tiles.has(id)) {
         this.tiles.set(id, new Tile(device));
-        added = true;
+        moved = true;
       }
       this.tiles.get(id).show(this.machine, device);
     }
     this.sum();
-    if (added || this.order.value !== "order") this.arrange();
+    if (moved || this.order.value !== "order") this.arrange();
   }
 
   // Which tiles are seen, and in which order; only what moved is moved.
@@ -105,7 +106,7 @@ export class ClusterView {
       const worst = this.order.value === "health" ? 1 : -1;
       shown = shown.sort((one, other) => worst * (keys.get(one) - keys.get(other)) * (worst === 1 ? -1 : 1));
     }
-    const elements = shown.map((one) => this.tiles.get(one.device_id).element);
+    const elements = key ? shown.map((one) => this.tile(one)) : this.byNode(shown, wanted);
     elements.forEach((element, place) => {
       if (this.list.children[place] !== element) {
         this.list.insertBefore(element, this.list.children[place] ?? null);
@@ -115,6 +116,37 @@ export class ClusterView {
     this.list.classList.toggle("dense", shown.length > DENSE);
     const none = this.machine.devices.size ? "no device matches" : "no device was found here";
     say(this.empty, shown.length || !this.machine.known ? "" : none);
+  }
+
+  tile(device) {
+    return this.tiles.get(device.device_id).element;
+  }
+
+  // Where there are several nodes, the devices of each stand below its name, the lost ones' too.
+  byNode(shown, wanted) {
+    const nodes = Map.groupBy(shown, (one) => one.node);
+    const gone = Map.groupBy(this.machine.missing, (one) => one.device.node);
+    const names = new Set([...this.machine.devices.values()].map((one) => one.node));
+    for (const node of gone.keys()) names.add(node);
+    if (names.size < 2) return shown.map((one) => this.tile(one));
+    return [...names].sort().flatMap((node) => {
+      const [devices, missing] = [nodes.get(node) ?? [], gone.get(node) ?? []];
+      if (wanted && !devices.length) return [];
+      return [this.head(node, devices, missing), ...devices.map((one) => this.tile(one))];
+    });
+  }
+
+  head(node, devices, missing) {
+    if (!this.heads.has(node)) {
+      const [alarm, note] = [make("span", { class: "alarm" }), make("span", { class: "note" })];
+      const element = make("li", { class: "node" }, make("h2", {}, node || "this machine"), note, alarm);
+      this.heads.set(node, { element, note, alarm });
+    }
+    const { element, note, alarm } = this.heads.get(node);
+    const reasons = [...new Set(missing.map((one) => one.reason))].join("; ");
+    say(note, count(devices.length, "device"));
+    say(alarm, missing.length ? `${missing.length} missing: ${reasons}` : "");
+    return element;
   }
 
   sum() {

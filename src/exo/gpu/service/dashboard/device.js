@@ -122,7 +122,14 @@ export class DeviceView {
     const device = this.machine.devices.get(this.id);
     if (!device) {
       this.heading.textContent = this.id;
-      this.state.textContent = this.machine.known ? "this device is not here now" : "";
+      const missing = this.machine.missing.find((one) => one.device.device_id === this.id);
+      if (missing) {
+        this.heading.textContent = `${this.id}: ${missing.device.name}`;
+        this.state.dataset.health = "lost";
+      }
+      const why = missing ? `, last seen ${moment(missing.last_seen)}: ${missing.reason}` : "";
+      this.state.textContent = this.machine.known ? `this device is not here now${why}` : "";
+      this.parts.replaceChildren();
       return;
     }
     const health = this.machine.health(device);
