@@ -32,7 +32,8 @@ def open_node(*, cluster: bool) -> Any:
     if cluster:
         from exo.gpu.coordination.cluster import connect_node
 
-        return connect_node()
+        node: Any = connect_node()
+        return node
     from exo.gpu.nodes.local import LocalNode
 
     return LocalNode()

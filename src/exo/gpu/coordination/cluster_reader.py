@@ -98,7 +98,7 @@ class ClusterReader:
         self._listed.wait(_LISTS_SECONDS)
 
     @property
-    def head_problem(self) -> str:
+    def problem(self) -> str:
         """Why the cluster, or its head, does not answer; empty while it does."""
         return self._look.problem
 

@@ -55,7 +55,7 @@ class Teller:
         self._joined.set()
         threading.Thread(target=self._list, args=(node,), daemon=True).start()
         while True:
-            self._tell(Look(node.snapshot(), node.nodes(), node.head_problem))
+            self._tell(Look(node.snapshot(), node.nodes(), node.problem))
             time.sleep(TELL_SECONDS)
             self._news.wait(IDLE_SECONDS)
             self._news.clear()

@@ -120,7 +120,7 @@ class ClusterWatch:
     @property
     def problem(self) -> str:
         """Why the cluster, or its head, does not answer; empty while it does."""
-        return self._node.head_problem
+        return self._node.problem
 
     def start(self) -> None:
         """Begin with the devices that are there now, of whose coming nothing is told."""

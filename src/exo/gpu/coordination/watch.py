@@ -45,7 +45,7 @@ class WatchedCluster(WatchedNode, Protocol):
     """The same of many machines, which are left at the end."""
 
     @property
-    def head_problem(self) -> str:
+    def problem(self) -> str:
         """Why the cluster, or its head, does not answer; empty while it does."""
         ...
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from exo.gpu.nodes.cluster.roads import Place
 from exo.gpu.nodes.ray_files import uploaded
-from exo.gpu.nodes.ray_joining import first_line, loopback, quiet_stderr, reach, why_not
+from exo.gpu.nodes.ray_joining import address_of, first_line, loopback, quiet_stderr, reach, why_not
 from exo.gpu.nodes.ray_token import use_token
 from exo.gpu.vocabulary.errors import ClusterError, ExoGpuError, NodeLost
 
@@ -34,6 +34,14 @@ LOOK_SECONDS = 1.0
 
 _START_SECONDS = 30.0
 _NAME_POLL_SECONDS = 0.1
+
+# The variables by which Ray itself tells NVIDIA, AMD and Intel GPUs to work.
+_NOTHING_VISIBLE = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "HIP_VISIBLE_DEVICES": "-1",
+    "ROCR_VISIBLE_DEVICES": "-1",
+    "ONEAPI_DEVICE_SELECTOR": "*:cpu",
+}
 
 # Packages of an environment are downloaded first.
 _MAKE_SECONDS = 600.0
@@ -85,7 +93,7 @@ class RayCarrier:
             self._join(address)
 
     def _join(self, address: str | None) -> None:
-        asked = address or os.environ.get("RAY_ADDRESS") or "auto"
+        asked = address_of(self._ray, address or os.environ.get("RAY_ADDRESS") or "auto")
         reach(asked)
         use_token(self._ray)
         try:
@@ -315,7 +323,7 @@ class _Agent:
 
         environ = dict(os.environ)
         if managed and not granted:  # all of Ray's GPUs here are somebody else's
-            environ["CUDA_VISIBLE_DEVICES"] = ""
+            environ |= _NOTHING_VISIBLE
         self._version = version("exo-gpu")
         self._service = AgentService(node, self._version, _fetch, environ, _reach_agent)
         if granted:

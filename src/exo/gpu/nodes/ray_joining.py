@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 LOOPBACK = ("127.0.0.1", "localhost")
 
 _REACH_SECONDS = 5.0
+_NONE_KNOWN = (
+    "no cluster is known here: 'exo-gpu cluster start --head' begins one, "
+    "RAY_ADDRESS=HOST:6379 names one"
+)
 _PATIENCE_VARIABLE = "RAY_gcs_server_port_wait_time_s"
 
 _STDERR = threading.Lock()
@@ -43,6 +47,23 @@ def reach(address: str) -> None:
         ) from None
 
 
+def address_of(ray: Any, address: str) -> str:
+    """What "auto" means here: the cluster that this machine was last part of, if it still runs.
+
+    Raises:
+        ClusterError: where there is none; Ray itself would try for a minute.
+
+    """
+    known = ray._private.utils.read_ray_address()  # noqa: SLF001 - nothing public says it
+    if address != "auto" or not known:
+        return address
+    try:
+        reach(known)
+    except ClusterError:
+        raise ClusterError(_NONE_KNOWN) from None
+    return known
+
+
 def why_not(address: str, error: Exception) -> str:
     """One line that says what to do about a cluster that cannot be joined."""
     text = str(error)
@@ -52,10 +73,7 @@ def why_not(address: str, error: Exception) -> str:
             "the same Ray and the same minor version of Python on all nodes"
         )
     if address == "auto":
-        return (
-            "no cluster is known here: 'exo-gpu cluster start --head' begins one, "
-            "RAY_ADDRESS=HOST:6379 names one"
-        )
+        return _NONE_KNOWN
     return (
         f"what answers at {address} refuses this token, or is no Ray cluster: copy "
         f"~/.ray/auth_token from its head, or set RAY_AUTH_TOKEN ({first_line(error)})"

@@ -52,6 +52,8 @@ class RunningNode(WireValue, frozen=True, kw_only=True):
     """A node that was started here: its process and where the cluster is."""
 
     name: str
+    machine: str
+    """Of a home that several machines share, which one runs it."""
     pid: int
     process_started_at: float
     """Unix seconds, to tell it from a later process of the same pid."""
@@ -75,6 +77,8 @@ def running_nodes(environ: Mapping[str, str]) -> tuple[RunningNode, ...]:
         try:
             node = RunningNode.from_json(path.read_bytes())
         except (OSError, ValueError):
+            continue
+        if node.machine != socket.gethostname():
             continue
         if _process_of(node) is None:
             path.unlink(missing_ok=True)
@@ -135,6 +139,7 @@ def start_node(
     _await_start(process, log, name)
     node = RunningNode(
         name=name,
+        machine=socket.gethostname(),
         pid=process.pid,
         process_started_at=psutil.Process(process.pid).create_time(),
         address=address or f"{host}:{port}",

@@ -109,13 +109,9 @@ def _across(nodes: Mapping[str, list[int]], count: int, links: Links) -> tuple[i
     Grown from each of the largest machines in turn, which is no search of all sets.
     """
     order = sorted(nodes, key=lambda node: (-len(nodes[node]), nodes[node][0]))
-    best: tuple[int, float, list[str]] | None = None
-    for seed in order[:SEEDS]:
-        group, rate = _group(seed, order, nodes, count, links)
-        if best is None or (len(group), -rate) < best[:2]:
-            best = (len(group), -rate, group)
-    assert best is not None, "there are devices enough"
-    places = itertools.chain.from_iterable(nodes[node] for node in best[2])
+    found = (_group(seed, order, nodes, count, links) for seed in order[:SEEDS])
+    group, _ = min(found, key=lambda one: (len(one[0]), -one[1]))
+    places = itertools.chain.from_iterable(nodes[node] for node in group)
     return tuple(sorted(itertools.islice(places, count)))
 
 

@@ -107,11 +107,6 @@ class ClusterNode:
         )
 
     @property
-    def head_problem(self) -> str:
-        """Why the cluster's head does not answer; empty while it does."""
-        return self._membership.head_problem
-
-    @property
     def roster_version(self) -> int:
         """Rises when devices have come, gone or changed."""
         return self._table.roster_version
