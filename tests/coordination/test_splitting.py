@@ -251,7 +251,7 @@ class TestDatasheets:
         assert len(CARDS) >= 30
         assert len({card.name for card in CARDS}) == len(CARDS)
         for card in CARDS:
-            assert card.source.startswith("https://")
+            assert len(card.source.split()) > 1  # the title of a document
             assert 4 <= card.memory_gib <= 300
             assert 100 <= card.bandwidth_gbps <= 10_000
             assert 5 <= card.fp16_tflops <= 2000
