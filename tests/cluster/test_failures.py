@@ -77,6 +77,31 @@ def test_a_node_that_is_killed_loses_and_doubles_nothing(
     until(lambda: not cluster.leases())
 
 
+def test_commands_go_on_elsewhere_and_print_nothing_but_their_own(
+    cluster: Any, machines: Any, until: Callable[..., Any]
+) -> None:
+    """Rule: what Ray has to say of a dead node does not stand among the results of a program."""
+    until(lambda: devices_of(cluster) == {"head/cuda:0", "rig1/cuda:0", "rig2/cuda:0"})
+    words = ["map", "--cluster", "sleep 0.2; echo {}", ":::", *map(str, range(60))]
+    environ = os.environ | {"RAY_ADDRESS": machines.address}
+    with subprocess.Popen(
+        [sys.executable, "-m", "exo.gpu", *words],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        lines = [program.stdout.readline() for _ in range(10)]
+        machines.kill("rig2")
+        lines += program.stdout.readlines()
+    assert program.returncode == 0
+    assert sorted(map(int, lines)) == list(range(60))
+    until(lambda: "rig2/cuda:0" not in devices_of(cluster))
+    machines.add("rig2")
+    until(lambda: "rig2/cuda:0" in devices_of(cluster))
+
+
 def test_an_agent_that_is_killed_comes_back_with_its_devices(
     cluster: Any, until: Callable[..., Any]
 ) -> None:

@@ -110,7 +110,8 @@ def test_a_node_that_is_lost_is_told_with_its_reason_and_comes_back(
     """Rule: lost devices are missing with a reason, in every place; their past stays."""
     machines.kill("rig2")
     try:
-        until(lambda: ids_of(client) == ALL[:2])
+        until(lambda: client.get("/api/v1/devices").json()["missing"])
+        assert ids_of(client) == ALL[:2]
         told = client.get("/api/v1/devices").json()
         (missing,) = told["missing"]
         assert missing["device"]["device_id"] == "rig2/cuda:0"

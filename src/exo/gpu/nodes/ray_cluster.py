@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from exo.gpu.nodes.cluster.roads import Place
 from exo.gpu.nodes.ray_files import uploaded
-from exo.gpu.nodes.ray_joining import address_of, first_line, loopback, quiet_stderr, reach, why_not
+from exo.gpu.nodes.ray_joining import (
+    address_of,
+    first_line,
+    keep_reports_off_stdout,
+    loopback,
+    quiet_stderr,
+    reach,
+    why_not,
+)
 from exo.gpu.nodes.ray_token import use_token
 from exo.gpu.vocabulary.errors import ClusterError, ExoGpuError, NodeLost
 
@@ -96,6 +104,7 @@ class RayCarrier:
         asked = address_of(self._ray, address or os.environ.get("RAY_ADDRESS") or "auto")
         reach(asked)
         use_token(self._ray)
+        keep_reports_off_stdout(self._ray)
         try:
             with quiet_stderr(), loopback(self._ray, asked):
                 self._ray.init(

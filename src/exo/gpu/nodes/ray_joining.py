@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -13,6 +14,8 @@ from exo.gpu.vocabulary.errors import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+logger = logging.getLogger("exo.gpu.nodes.ray_cluster")
 
 LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -84,6 +87,15 @@ def first_line(error: BaseException) -> str:
     """What an error says before it goes into detail; its class where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
+
+
+def keep_reports_off_stdout(ray: Any) -> None:
+    """Have what raylets report logged: Ray prints it between the results of a program."""
+
+    def log(report: Any, **_: Any) -> None:
+        logger.info("%s", "\n".join(report["lines"]))
+
+    ray._private.worker.print_to_stdstream = log  # noqa: SLF001 - log_to_driver leaves it out
 
 
 @contextlib.contextmanager
