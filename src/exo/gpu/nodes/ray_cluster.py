@@ -51,6 +51,9 @@ _NOTHING_VISIBLE = {
     "ONEAPI_DEVICE_SELECTOR": "*:cpu",
 }
 
+# Vulkan knows nothing of those: through it every card would be seen, whoever has it.
+_NO_VULKAN = {"VK_DRIVER_FILES": os.devnull, "VK_ICD_FILENAMES": os.devnull}
+
 # Packages of an environment are downloaded first.
 _MAKE_SECONDS = 600.0
 
@@ -331,6 +334,8 @@ class _Agent:
         from exo.gpu.nodes.cluster.service import AgentService
 
         environ = dict(os.environ)
+        if managed:
+            environ |= _NO_VULKAN
         if managed and not granted:  # all of Ray's GPUs here are somebody else's
             environ |= _NOTHING_VISIBLE
         self._version = version("exo-gpu")
