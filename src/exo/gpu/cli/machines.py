@@ -32,8 +32,7 @@ def open_node(*, cluster: bool) -> Any:
     if cluster:
         from exo.gpu.coordination.cluster import connect_node
 
-        node: Any = connect_node()
-        return node
+        return connect_node()
     from exo.gpu.nodes.local import LocalNode
 
     return LocalNode()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from exo.gpu.nodes.cluster.roads import Place
 from exo.gpu.nodes.ray_files import uploaded
+from exo.gpu.nodes.ray_grants import left_by_ray
 from exo.gpu.nodes.ray_joining import (
     address_of,
     first_line,
@@ -42,17 +43,6 @@ LOOK_SECONDS = 1.0
 
 _START_SECONDS = 30.0
 _NAME_POLL_SECONDS = 0.1
-
-# The variables by which Ray itself tells NVIDIA, AMD and Intel GPUs to work.
-_NOTHING_VISIBLE = {
-    "CUDA_VISIBLE_DEVICES": "",
-    "HIP_VISIBLE_DEVICES": "-1",
-    "ROCR_VISIBLE_DEVICES": "-1",
-    "ONEAPI_DEVICE_SELECTOR": "*:cpu",
-}
-
-# Vulkan knows nothing of those: through it every card would be seen, whoever has it.
-_NO_VULKAN = {"VK_DRIVER_FILES": os.devnull, "VK_ICD_FILENAMES": os.devnull}
 
 # Packages of an environment are downloaded first.
 _MAKE_SECONDS = 600.0
@@ -333,11 +323,7 @@ class _Agent:
         """
         from exo.gpu.nodes.cluster.service import AgentService
 
-        environ = dict(os.environ)
-        if managed:
-            environ |= _NO_VULKAN
-        if managed and not granted:  # all of Ray's GPUs here are somebody else's
-            environ |= _NOTHING_VISIBLE
+        environ = left_by_ray(os.environ, managed, granted)
         self._version = version("exo-gpu")
         self._service = AgentService(node, self._version, _fetch, environ, _reach_agent)
         if granted:

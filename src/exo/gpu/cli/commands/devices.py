@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from exo.gpu.discovery import DiscoveryReport
+    from exo.gpu.nodes.local import LocalNode
     from exo.gpu.vocabulary.links import Link
     from exo.gpu.vocabulary.snapshot import DeviceState
 
@@ -49,8 +50,7 @@ def command(as_json: bool, refresh: bool, cluster: bool, forget: str | None) -> 
         patience = None if refresh else LISTING_SECONDS
         report = node.inventory(refresh=refresh, links=as_json, deadline_seconds=patience)
         if forget is not None:
-            complain(f"forgotten: {', '.join(node.forget(forget))}")
-            report = node.inventory()
+            report = _without(node, forget)
         states = snapshot_of(node).devices
         failures = node.sample_failures
     backends = {one.backend for one in (*report.findings, *report.devices)}
@@ -78,6 +78,12 @@ def command(as_json: bool, refresh: bool, cluster: bool, forget: str | None) -> 
     absent = _absent(report) if states else []
     if absent:
         click.echo(f"Not here: {', '.join(absent)} (exo-gpu doctor says why).")
+
+
+def _without(node: LocalNode, device_id: str) -> DiscoveryReport:
+    """What is left once this machine has forgotten a device."""
+    complain(f"forgotten: {', '.join(node.forget(device_id))}")
+    return node.inventory()
 
 
 def _fields(
