@@ -35,7 +35,7 @@ NAMESPACE = "exo-gpu"
 NODE_LABEL = "exo.node"
 
 # Agents answer questions of many drivers at once; each driver's poll holds one thread for a second.
-_ANSWERING, _LISTENING = 8, 32
+_GROUPS = {"listen": 32, "answer": 8, "order": 1}
 
 # GPUs that Ray manages are held for so long after the last driver has left.
 IDLE_SECONDS = 30.0
@@ -225,8 +225,9 @@ class RayCarrier:
             node = nodes.get(place.key, {})
             managed = int(node.get("Resources", {}).get("GPU", 0))
             granted = min(managed, self._free_gpus(place)) if managed else 0
-            groups = {"listen": _LISTENING, "answer": _ANSWERING, "order": 1}
-            kind = self._ray.remote(concurrency_groups=groups)(_Agent)
+            for name in _GROUPS:
+                self._ray.method(concurrency_group=name)(getattr(_Agent, name))
+            kind = self._ray.remote(concurrency_groups=_GROUPS)(_Agent)
             return kind.options(
                 name=_name_of(place),
                 namespace=NAMESPACE,
@@ -273,9 +274,7 @@ class RayRoad:
     def __init__(self, ray: Any, actor: Any, node: str) -> None:
         self._ray = ray
         self._node = node
-        self._listen = actor.listen.options(concurrency_group="listen")
-        self._answer = actor.answer.options(concurrency_group="answer")
-        self._order = actor.order.options(concurrency_group="order")
+        self._actor = actor
 
     def ask(self, call: str, *arguments: Any, timeout_seconds: float) -> Any:
         """Call and wait; what the service raises is raised here.
@@ -284,7 +283,7 @@ class RayRoad:
             NodeLost: when no answer came in time, or its process or node is gone.
 
         """
-        method = self._listen if call == "poll" else self._answer
+        method = self._actor.listen if call == "poll" else self._actor.answer
         try:
             return self._ray.get(method.remote(call, arguments), timeout=timeout_seconds)
         except SystemExit:  # what Ray raises where this process leaves it
@@ -308,7 +307,7 @@ class RayRoad:
     def tell(self, call: str, *arguments: Any) -> None:
         """Call without waiting; that it did not arrive is seen by whoever asks next."""
         try:
-            self._order.remote(call, arguments)
+            self._actor.order.remote(call, arguments)
         except Exception as error:  # noqa: BLE001 - the node-connection border
             logger.debug("node %s does not hear: %s", self._node, error)
 
