@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -226,10 +227,12 @@ def test_an_agent_of_another_version_is_replaced(
     from exo.gpu.coordination.cluster import connect_node
     from exo.gpu.nodes.ray_cluster import NAMESPACE, NODE_LABEL
 
+    installed = version("exo-gpu")
+
     class Older:
-        def answer(self, call: str, arguments: tuple[Any, ...]) -> str:
+        def answer(self, call: str, arguments: tuple[Any, ...]) -> Any:
             del arguments
-            return "0.0.1" if call == "version" else "nothing"
+            return ("0.0.1", installed) if call == "version" else "nothing"
 
         listen = order = answer
 
@@ -248,7 +251,7 @@ def test_an_agent_of_another_version_is_replaced(
             ray.kill(ray.get_actor("agent-rig3", namespace=NAMESPACE))
         until(lambda: not has_actor("agent-rig3"))
         actor = older.remote()
-        assert ray.get(actor.answer.remote("version", ())) == "0.0.1"
+        assert ray.get(actor.answer.remote("version", ())) == ("0.0.1", installed)
         with connect_node(machines.address) as node:
             until(lambda: "rig3/cuda:0" in devices_of(node))
             assert {one.node: one.version for one in node.nodes()}["rig3"] != "0.0.1"

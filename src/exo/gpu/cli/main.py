@@ -40,7 +40,7 @@ COMMANDS = {
     "config": "Show every setting, and where its value comes from.",
     "watch": "Sample every device over and over.",
     "simulate": "Run a recorded workload on paper, under one policy or another.",
-    "serve": "Show this machine to the browser, to Prometheus and to programs.",
+    "serve": "Show this machine, or a cluster, to browsers and programs.",
     "cluster": "Make many machines one, and see them.",
     "completion": "Print the completion script for bash, zsh or fish.",
 }

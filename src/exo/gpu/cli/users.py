@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _TITLES = ("DEVICE", "PID", "USER", "SINCE", "USED", "LEASE")
 _RIGHT_ALIGNED = {"PID", "USED"}
 _COMMAND = "COMMAND"
-_NARROWEST_COMMAND = 10
+_NARROWEST_COMMAND, _NARROWEST_FIRST = 10, 6
 _WIDEST = {"DEVICE": 20, "USER": 10}
 
 # As many as are named where one reason stands for many rows.
@@ -38,7 +38,10 @@ def users_table(
     rows = [titles, *(_cells(user, now)[first:] for user in users)]
     rows = [tuple(map(_limited, titles, row)) for row in rows]
     widths = [max(cells(row[index]) for row in rows) for index in range(len(titles))]
-    rest = max(_NARROWEST_COMMAND, width - sum(widths) - 2 * len(widths))
+    rest = width - sum(widths) - 2 * len(widths)
+    if rest < _NARROWEST_COMMAND:
+        rows, widths[0] = _narrowed(rows, widths[0] + rest - _NARROWEST_COMMAND)
+        rest = _NARROWEST_COMMAND
     commands = (_COMMAND, *(fit(doing(user), rest) for user in users))
     return [
         "  ".join((*map(_padded, titles, row, widths), command)).rstrip()
@@ -132,6 +135,12 @@ def _cells(user: DeviceUser, now: float) -> tuple[str, ...]:
         format_size(user.memory_bytes),
         held(user),
     )
+
+
+def _narrowed(rows: list[tuple[str, ...]], width: int) -> tuple[list[tuple[str, ...]], int]:
+    """The rows with a first column that is no wider than that; less than a word is of no use."""
+    width = max(width, _NARROWEST_FIRST)
+    return [(fit(row[0], width, end=True), *row[1:]) for row in rows], width
 
 
 def _limited(title: str, cell: str) -> str:

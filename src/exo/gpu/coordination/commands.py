@@ -118,7 +118,8 @@ class CommandRun:
         self._timeout_seconds = timeout_seconds
         self._on_begin = on_begin
         self._ended: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        self._room = threading.Semaphore(PULLED_AHEAD * len(self._lanes))
+        self._roomy_for = len(self._lanes)
+        self._room = threading.Semaphore(PULLED_AHEAD * self._roomy_for)
         self._closed = self._winding_down = False
         self._door = threading.Lock()  # between pulling one more and the last one pulled
         self._pulled = self._seen = 0
@@ -165,6 +166,7 @@ class CommandRun:
         failure: Exception | None = None
         self._feeder.start()
         while self._expected is None or self._seen < self._expected:
+            self._make_room()
             try:
                 done = self._ended.get(timeout=SIGNAL_SECONDS)
             except queue.Empty:
@@ -184,6 +186,13 @@ class CommandRun:
         self.close()
         if failure is not None:
             raise failure
+
+    def _make_room(self) -> None:
+        """Pull further ahead once there are more slots: machines that joined meanwhile."""
+        more = len(self._dispatcher.slots) - self._roomy_for
+        if more > 0:
+            self._roomy_for += more
+            self._room.release(PULLED_AHEAD * more)
 
     def wind_down(self) -> None:
         """Begin no more commands; those that run come to their end, and the reader is told."""

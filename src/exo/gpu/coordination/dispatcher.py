@@ -30,7 +30,6 @@ from exo.gpu.scheduling.scheduler import PullScheduler
 from exo.gpu.vocabulary.errors import ExecutorClosed, WorkerDied
 from exo.gpu.vocabulary.job import (
     Ending,
-    SlotAcknowledged,
     SlotChunk,
     SlotDied,
     SlotEvent,
@@ -117,8 +116,7 @@ class Dispatcher:
         """Numbers of items, for whoever makes jobs."""
         self._closing: _Close | None = None
         self._over = False
-        # Waited for in place of the thread: until Python 3.13 an interrupted join counts as one
-        # that came to its end, and the next one would not wait.
+        # Until Python 3.13 an interrupted join of a thread counts as one that came to its end.
         self._ended = threading.Event()
         self._door = threading.Lock()  # between adding a job and the end of the last one
         self._problem = ""
@@ -134,14 +132,15 @@ class Dispatcher:
                 node.close()
             raise
         self.left_out = self._pool.left_out
-        self._slots = self._pool.live
+        self.slots = self._pool.live
+        """Those that there are now, by number."""
         self._learned = OutcomesLearned(requests[0].kind)
         self._feeder = Feeder(
-            node, self._scheduler, self._wants, self.numbers, self._slots, learned=self._learned
+            node, self._scheduler, self._wants, self.numbers, self.slots, learned=self._learned
         )
         self._tries = Tries(self._endings, self._pool, self._feeder, self._scheduler, self._picky)
-        self._starting = set(self._slots)
-        self.lanes = tuple((number, slot.device) for number, slot in self._slots.items())
+        self._starting = set(self.slots)
+        self.lanes = tuple((number, slot.device) for number, slot in self.slots.items())
         """(slot number, device) of every slot, in the order of preference."""
         self.devices = tuple({device.device_id: device for _, device in self.lanes}.values())
         self._newcomers = Newcomers(node, requests, self._pool.devices, self.nudge)
@@ -265,11 +264,9 @@ class Dispatcher:
                 self._slot_failed(event)
             case SlotChunk():
                 self._hand_on(event)
-            case SlotAcknowledged():
-                pass
 
     def _items_ended(self, event: SlotOutcomes) -> None:
-        slot, outcomes = self._slots.get(event.slot_id), event.outcomes
+        slot, outcomes = self.slots.get(event.slot_id), event.outcomes
         if slot is None:
             return
         sent = slot.works[0]
@@ -284,13 +281,13 @@ class Dispatcher:
             self._tries.ended(outcome, slot)
 
     def _items_recalled(self, event: SlotRecalled) -> None:
-        slot = self._slots.get(event.slot_id)
+        slot = self.slots.get(event.slot_id)
         for sent in slot.works if slot is not None else ():
             if sent.work_id == event.work_id:
                 self._feeder.recalled(sent, event.items)
 
     def _slot_idle(self, event: SlotIdle) -> None:
-        slot = self._slots.get(event.slot_id)
+        slot = self.slots.get(event.slot_id)
         for sent in tuple(slot.works) if slot is not None else ():
             if slot is not None and sent.work_id == event.work_id:
                 self._feeder.ended(slot, sent)
@@ -302,17 +299,20 @@ class Dispatcher:
             self._feeder.keep(Job.wanted)
 
     def _slot_started(self, number: int) -> None:
-        slot = self._slots.get(number)
+        slot = self.slots.get(number)
         if slot is None:
             return
         self._scheduler.open_slot(number)
         slot.ready = True
+        self._came_up(number)
+
+    def _came_up(self, number: int) -> None:
         self._starting.discard(number)
         if not self._starting:
             self.started.set()
 
     def _slot_died(self, event: SlotDied) -> None:
-        slot = self._slots.get(event.slot_id)
+        slot = self.slots.get(event.slot_id)
         if slot is None:
             return
         sent = slot.works.popleft()
@@ -322,7 +322,7 @@ class Dispatcher:
         self._tries.died(event, slot, sent)
 
     def _hand_on(self, chunk: SlotChunk) -> None:
-        job, slot = self._feeder.jobs.get(chunk.item), self._slots.get(chunk.slot_id)
+        job, slot = self._feeder.jobs.get(chunk.item), self.slots.get(chunk.slot_id)
         if job is not None and slot is not None and job.on_chunk is not None:
             job.chunks += 1
             job.on_chunk(chunk, partial(self._node.allow, slot.number, slot.works[0].work_id))
@@ -332,40 +332,37 @@ class Dispatcher:
         if job is None:
             return
         job.cancelled = True
-        for slot in self._slots.values():
+        for slot in self.slots.values():
             for sent in slot.works:
                 if item in sent.items:
                     self._node.cancel(slot.number, sent.work_id, item)
 
     def _slot_failed(self, event: SlotFailed) -> None:
-        device = self._pool.devices[event.slot_id]
+        slot = self.slots.get(event.slot_id)
+        if slot is None:
+            return
+        device = slot.device
         self._problem = f"{device.device_id}: {event.reason}"
-        logger.warning(
-            "a slot of %s is given up: %s",
-            device.device_id,
-            event.reason.strip().rpartition("\n")[2],
-        )
+        last_line = event.reason.strip().rpartition("\n")[2]
+        logger.warning("a slot of %s is given up: %s", device.device_id, last_line)
         self._scheduler.close_slot(event.slot_id)
-        slot = self._slots[event.slot_id]
         for number, sent in enumerate(reversed(slot.works)):
             # Of what it was at, some may have been reported; what was to come never began.
             begun = number + 1 == len(slot.works) and event.unfinished
             self._feeder.recalled(sent, event.unfinished if begun else sent.items)
         self._pool.drop(event.slot_id)
-        self._starting.discard(event.slot_id)
-        if not self._starting:
-            self.started.set()
+        self._came_up(event.slot_id)
         self._feeder.unbind(device.device_id)
 
     def _feed(self) -> None:
         if self._closing is not None and self._closing.kill:
             return
         waits = self._picky.jobs or self._picky.retired
-        if self._slots:
+        if self.slots:
             self._newcomers.came()
         elif not waits and not (self._feeder.has_work and self._newcomers.may_come()):
             self._end_all(f"no worker is left: {self.problem}")
-        for slot in self._slots.values():
+        for slot in self.slots.values():
             while self._picky.jobs and not slot.busy and not slot.retiring:
                 picky = self._picky.take(slot.device.device_id, slot.memory_bytes)
                 if picky is None:

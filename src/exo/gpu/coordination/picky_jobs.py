@@ -136,7 +136,10 @@ class PickyJobs:
 
     def _go_back(self, slots: Sequence[SlotView], now: float) -> Look:
         opened: list[Opening] = []
+        busy: set[str] = set()
         for device_id in tuple(self.retired):
+            if device_id in busy:
+                continue
             single = msgspec.structs.replace(
                 self._request,
                 count=1,
@@ -152,6 +155,8 @@ class PickyJobs:
                 opened.append(Opening(grant.lease_ids[0], device, memory_bytes, False))
             if grant.lease_ids or grant.decision.never:
                 self.retired.remove(device_id)
+            else:
+                busy.add(device_id)
         self._next_look = now + LOOK_SECONDS
         if not opened and not slots and not self._is_patient(slots, now):
             self.retired.clear()

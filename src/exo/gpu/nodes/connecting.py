@@ -45,6 +45,7 @@ def connect(
     try:
         membership.start()
         environments.make([member.place for member in membership.members.values()])
+        membership.prepare = environments.of
     except BaseException:
         node.close()
         raise

@@ -23,8 +23,9 @@ from exo.gpu.nodes.ray_joining import (
     reach,
     why_not,
 )
+from exo.gpu.nodes.ray_road import RayRoad
 from exo.gpu.nodes.ray_token import use_token
-from exo.gpu.vocabulary.errors import ClusterError, ExoGpuError, NodeLost
+from exo.gpu.vocabulary.errors import ClusterError, NodeLost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -142,29 +143,40 @@ class RayCarrier:
             return ""
 
     def road(self, place: Place) -> RayRoad:
-        """The way to the node's agent; one of another version is replaced first.
+        """The way to the node's agent; one from before an upgrade there is replaced first.
 
         Raises:
             NodeLost: when none can be started, or the node has another version installed.
 
         """
-        actor = self._agent(place)
-        road = RayRoad(self._ray, actor, place.name)
-        found = road.ask("version", timeout_seconds=_START_SECONDS)
-        if found != self._version:
-            logger.warning("the agent of %s is of %s: it is replaced", place.name, found)
-            self._dismiss(place, actor)
+        road = RayRoad(self._ray, self._agent(place), place.name)
+        running, installed = road.ask("version", timeout_seconds=_START_SECONDS)
+        if running != self._version and installed == self._version:
+            logger.warning("the agent of %s is of %s: it is replaced", place.name, running)
+            self._dismiss(place)
             road = RayRoad(self._ray, self._agent(place), place.name)
-            found = road.ask("version", timeout_seconds=_START_SECONDS)
-        if found != self._version:
+            running, installed = road.ask("version", timeout_seconds=_START_SECONDS)
+        if running != self._version:
             raise NodeLost(
-                f"it has exo-gpu {found}, and this is {self._version}: install the same there"
+                f"it has exo-gpu {installed}, and this is {self._version}: install the same there"
             )
         return road
 
     def share(self, value: Any) -> Any:
         """Put a value into the object store; the reference keeps it there."""
         return [self._ray.put(value)]
+
+    def fetch(self, handle: Any) -> Any:
+        """A large value that an agent put there.
+
+        Raises:
+            NodeLost: when it is gone with its node, or does not arrive.
+
+        """
+        try:
+            return self._ray.get(handle[0], timeout=_MAKE_SECONDS)
+        except Exception as error:  # noqa: BLE001 - the node-connection border
+            raise NodeLost(f"a result is lost with its node: {first_line(error)}") from None
 
     def uploaded(self, runtime_env: Mapping[str, Any]) -> dict[str, Any]:
         """A runtime environment whose folders of this machine are sent, for :meth:`gather`.
@@ -250,9 +262,10 @@ class RayCarrier:
 
         return {"scheduling_strategy": NodeAffinitySchedulingStrategy(place.key, soft=False)}
 
-    def _dismiss(self, place: Place, actor: Any) -> None:
+    def _dismiss(self, place: Place) -> None:
         """End an agent, and wait until its name is free."""
-        self._ray.kill(actor)
+        with contextlib.suppress(ValueError):
+            self._ray.kill(self._ray.get_actor(_name_of(place), namespace=NAMESPACE))
         ends = time.monotonic() + _START_SECONDS
         while time.monotonic() < ends:
             try:
@@ -268,50 +281,6 @@ class RayCarrier:
         return int(free.get(place.key, {}).get("GPU", 0))
 
 
-class RayRoad:
-    """Calls to one agent."""
-
-    def __init__(self, ray: Any, actor: Any, node: str) -> None:
-        self._ray = ray
-        self._node = node
-        self._actor = actor
-
-    def ask(self, call: str, *arguments: Any, timeout_seconds: float) -> Any:
-        """Call and wait; what the service raises is raised here.
-
-        Raises:
-            NodeLost: when no answer came in time, or its process or node is gone.
-
-        """
-        method = self._actor.listen if call == "poll" else self._actor.answer
-        try:
-            return self._ray.get(method.remote(call, arguments), timeout=timeout_seconds)
-        except SystemExit:  # what Ray raises where this process leaves it
-            raise NodeLost(f"node {self._node} was left") from None
-        except self._ray.exceptions.GetTimeoutError:
-            raise NodeLost(
-                f"node {self._node} has not answered for {timeout_seconds:g} s"
-            ) from None
-        except self._ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, (ExoGpuError, OSError, LookupError)):
-                raise cause from None
-            raise NodeLost(f"node {self._node} broke: {first_line(error)}") from error
-        except Exception as error:
-            # The node-connection border: Ray has a class for each way to be gone.
-            logger.debug("node %s does not answer", self._node, exc_info=True)
-            gone = isinstance(error, self._ray.exceptions.RayActorError)
-            why = "its agent has died or cannot be reached" if gone else first_line(error)
-            raise NodeLost(f"node {self._node} is gone: {why}") from None
-
-    def tell(self, call: str, *arguments: Any) -> None:
-        """Call without waiting; that it did not arrive is seen by whoever asks next."""
-        try:
-            self._actor.order.remote(call, arguments)
-        except Exception as error:  # noqa: BLE001 - the node-connection border
-            logger.debug("node %s does not hear: %s", self._node, error)
-
-
 class _Agent:
     """The actor: an agent's service in a process that Ray keeps alive."""
 
@@ -324,7 +293,9 @@ class _Agent:
 
         environ = left_by_ray(os.environ, managed, granted)
         self._version = version("exo-gpu")
-        self._service = AgentService(node, self._version, _fetch, environ, _reach_agent)
+        self._service = AgentService(
+            node, self._version, _fetch, environ, reach=_reach_agent, put=_put
+        )
         if granted:
             handle = ray_module().get_runtime_context().current_actor
             threading.Thread(target=self._let_go, args=(handle,), daemon=True).start()
@@ -335,7 +306,9 @@ class _Agent:
 
     def answer(self, call: str, arguments: tuple[Any, ...]) -> Any:
         """Questions."""
-        return self._version if call == "version" else self._call(call, arguments)
+        if call == "version":  # that which runs, and that which is installed by now
+            return self._version, version("exo-gpu")
+        return self._call(call, arguments)
 
     def order(self, call: str, arguments: tuple[Any, ...]) -> None:
         """Orders, in the order in which a driver gave them."""
@@ -371,6 +344,10 @@ def _reach_agent(node: str) -> RayRoad:
 
 def _fetch(handle: Any) -> Any:
     return ray_module().get(handle[0])
+
+
+def _put(value: Any) -> Any:
+    return [ray_module().put(value)]
 
 
 class _Surroundings:

@@ -50,7 +50,7 @@ DEFAULT_PORT = 52416
 def command(  # noqa: PLR0917 - click hands them over by name
     host: str, port: int, token: str | None, cadence: float | None, no_history: bool, cluster: bool
 ) -> int:
-    """Show this machine, or all of a cluster, to the browser, to Prometheus and to programs.
+    """Show this machine, or a cluster, to browsers and programs.
 
     The dashboard is at http://ADDRESS:PORT/, metrics at /metrics, the interface for programs at
     /api/v1, described by /api/v1/openapi.json. It reads and changes nothing. It ends on Ctrl-C.

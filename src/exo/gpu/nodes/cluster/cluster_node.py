@@ -8,7 +8,6 @@ import itertools
 import os
 import shlex
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from exo.gpu.nodes.cluster.batches import leases_of_node
 from exo.gpu.nodes.cluster.far_command import run_far
 from exo.gpu.nodes.cluster.member import FarSlot
 from exo.gpu.nodes.cluster.proposals import Proposals
+from exo.gpu.nodes.cluster.together import together
 from exo.gpu.nodes.policies import policies_for
 from exo.gpu.vocabulary.errors import BackendError, ClusterError, NodeLost, NoSuchLease
 from exo.gpu.vocabulary.inventory import DiscoveryReport
@@ -239,10 +239,7 @@ class ClusterNode:
             member = self._slots.pop(slot_id, None)
             if member is not None:
                 of.setdefault(member, []).append(slot_id)
-        if of:
-            with ThreadPoolExecutor(len(of)) as pool:
-                for member, numbers in of.items():
-                    pool.submit(member.close_slots, tuple(numbers), kill=kill)
+        together(lambda one: one[0].close_slots(tuple(one[1]), kill=kill), tuple(of.items()))
         for slot_id in slot_ids:
             self._proposals.closed(slot_id)
 
@@ -350,8 +347,6 @@ class ClusterNode:
     def _of_all(self, call: str) -> list[tuple[str, Any]]:
         """What each node that answers in time answers, in the order of their names."""
         members = sorted(self._membership.members.items())
-        if not members:
-            return []
 
         def ask(member: Member) -> Any:
             try:
@@ -359,9 +354,8 @@ class ClusterNode:
             except NodeLost:
                 return ()
 
-        with ThreadPoolExecutor(len(members)) as pool:
-            answers = pool.map(ask, [member for _, member in members])
-            return [(name, answer) for (name, _), answer in zip(members, answers, strict=True)]
+        answers = together(ask, [member for _, member in members])
+        return [(name, answer) for (name, _), answer in zip(members, answers, strict=True)]
 
 
 def _without_leases(state: DeviceState) -> DeviceState:

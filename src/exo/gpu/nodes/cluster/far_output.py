@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from typing import TYPE_CHECKING, Any, Protocol
+
+from exo.gpu.execution.command import OutputFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,32 +29,21 @@ class Side(Protocol):
         ...
 
 
-class FarOutput:
-    """A :class:`~exo.gpu.vocabulary.job.HeldOutput` on another machine; gone with its node."""
+def brought(side: Side, number: int, size_bytes: int) -> OutputFile:
+    """All of it, in a file of this machine: from then on its node may die.
 
-    def __init__(self, side: Side, number: int, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
-        self._side = side
-        self._number = number
+    Raises:
+        NodeLost: when the node is gone.
 
-    def read(self, offset: int, count: int) -> bytes:
-        """So many bytes from there; fewer at the end.
-
-        Raises:
-            NodeLost: when the node is gone.
-
-        """
-        pieces: list[bytes] = []
-        while count > 0:
-            piece: bytes = self._side.ask(
-                "answer", "read_output", self._number, offset, min(count, PIECE_BYTES)
-            )
+    """
+    with tempfile.TemporaryFile(prefix="exo-gpu-") as file:
+        at = 0
+        while at < size_bytes:
+            piece: bytes = side.ask("answer", "read_output", number, at, PIECE_BYTES)
             if not piece:
                 break
-            pieces.append(piece)
-            offset, count = offset + len(piece), count - len(piece)
-        return b"".join(pieces)
-
-    def close(self) -> None:
-        """Let go of it; harmless twice."""
-        self._side.order("close_output", self._number)
+            file.write(piece)
+            at += len(piece)
+        file.flush()
+        side.order("close_output", number)
+        return OutputFile(os.dup(file.fileno()), at)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
+import queue
 import statistics
 import threading
 import time
@@ -12,23 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from exo.gpu.nodes.cluster.far_output import FarOutput
-from exo.gpu.nodes.cluster.sent_work import SentWork, endings_of
+from exo.gpu.nodes.cluster.far_output import brought
+from exo.gpu.nodes.cluster.sent_work import SentWork, endings_of, note
 from exo.gpu.nodes.cluster.service import FORGOTTEN
 from exo.gpu.nodes.cluster.wire import FUNCTIONS_KEPT, Shelf, pack_work, unpack_event
 from exo.gpu.vocabulary.errors import NodeLost
-from exo.gpu.vocabulary.job import (
-    SlotDied,
-    SlotFailed,
-    SlotIdle,
-    SlotOutcomes,
-    SlotOutput,
-    SlotRecalled,
-)
+from exo.gpu.vocabulary.job import SlotFailed, SlotOutput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
+    from exo.gpu.execution.command import OutputFile
     from exo.gpu.nodes.cluster.roads import Place, Road
     from exo.gpu.vocabulary.job import SlotEvent, Work
 
@@ -37,6 +33,9 @@ logger = logging.getLogger("exo.gpu.nodes.cluster.member")
 # An agent answers a poll within the first; one that has not answered within the second is lost.
 POLL_SECONDS = 1.0
 SILENCE_SECONDS = 6.0
+
+# Answers of that many polls wait for whoever hears them; then no more are asked for.
+MOST_UNHEARD = 4
 
 # For a question that an agent answers at once, on a busy machine.
 ANSWER_SECONDS = 15.0
@@ -51,6 +50,8 @@ class FarSlot(msgspec.Struct):
     sink: Callable[[SlotEvent], None]
     on_output: Callable[[SlotOutput], None] | None
     works: deque[SentWork]
+    failed: bool = False
+    """It was given up, and that was told."""
 
 
 class Member:
@@ -66,7 +67,8 @@ class Member:
         shelf: Shelf,
         driver: str,
         *,
-        on_batch: Callable[[str, bytes], object],
+        fetch: Callable[[Any], Any],
+        on_batch: Callable[[Member, bytes], object],
         on_loss: Callable[[Member, str], None],
     ) -> None:
         """Open a session there.
@@ -78,6 +80,7 @@ class Member:
         self.place = place
         self._road = road
         self._shelf = shelf
+        self._fetch = fetch
         self._on_batch = on_batch
         self._on_loss = on_loss
         self._slots: dict[int, FarSlot] = {}
@@ -95,14 +98,17 @@ class Member:
         self._first_batch: bytes = facts["batch"]
         self.latency_seconds = self._measure()
         """There and back with nothing to do, as it was at first."""
-        self._thread = threading.Thread(
-            target=self._listen, name=f"exo-gpu-{place.name}", daemon=True
+        self._unheard: queue.SimpleQueue[list[tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self._threads = tuple(
+            threading.Thread(target=task, name=f"exo-gpu-{place.name}", daemon=True)
+            for task in (self._listen, self._hear_all)
         )
 
     def begin(self) -> None:
         """Tell of its devices, now that it can be asked for them, and go on doing so."""
-        self._on_batch(self.name, self._first_batch)
-        self._thread.start()
+        self._on_batch(self, self._first_batch)
+        for thread in self._threads:
+            thread.start()
 
     @property
     def name(self) -> str:
@@ -131,11 +137,15 @@ class Member:
     def order(self, call: str, *arguments: Any) -> None:
         """Have something done in the order of these calls; nothing is heard of it here."""
         if not self.lost:
-            self._road.tell("order", self._token, call, *arguments)
+            try:
+                self._road.tell("order", self._token, call, *arguments)
+            except NodeLost as error:
+                # Not here: whoever orders may hold what the losing needs.
+                threading.Thread(target=self.lose, args=(str(error),), daemon=True).start()
 
     def survey(self, names: tuple[str, ...]) -> None:
         """Have it measure the ways to these nodes when nobody works there."""
-        if not self.lost:
+        with contextlib.suppress(NodeLost):
             self._road.tell("survey", names)
 
     def open_slot(self, number: int, slot: FarSlot, *arguments: Any) -> None:
@@ -160,7 +170,7 @@ class Member:
             slot = self._slots.get(number)
             if slot is None:
                 return
-            slot.works.append(SentWork(work.work_id, work.items, 0, len(work.items)))
+            slot.works.append(SentWork(work.work_id, work.items))
             fresh = False
             if work.function is not None:
                 fresh, function = self._function(work.function_payload)
@@ -181,7 +191,7 @@ class Member:
     def settle(self, call: str, *arguments: Any) -> None:
         """Have something done and wait for it; harmless where the node is lost."""
         try:
-            self._on_batch(self.name, self.ask("settle", call, *arguments))
+            self._on_batch(self, self.ask("settle", call, *arguments))
         except NodeLost as error:
             logger.debug("%s: %s", call, error)
 
@@ -201,20 +211,31 @@ class Member:
             slots, self._slots = self._slots, {}
         # First, so that whoever hears of a lost slot knows that its device is gone.
         self._on_loss(self, reason)
-        for number, slot in slots.items():
-            for event in endings_of(number, slot.works, reason):
-                slot.sink(event)
+        self._end(slots, reason)
 
     def leave(self) -> None:
-        """End the session with all it holds there, without telling anybody; harmless twice."""
-        if not self.lost:
+        """End the session with all it holds there; what is open then is told; harmless twice."""
+        with self._lock:
+            if self.lost:
+                return
             self._over.set()
+            slots, self._slots = self._slots, {}
+        with contextlib.suppress(NodeLost):
             self._road.tell("goodbye", self._token)
+        self._end(slots, f"the cluster was left, and node {self.name} with it")
+
+    def _end(self, slots: dict[int, FarSlot], reason: str) -> None:
+        for number, slot in slots.items():
+            if not slot.failed:
+                for event in endings_of(number, slot.works, reason):
+                    slot.sink(event)
 
     def join(self, seconds: float) -> None:
         """Wait until nothing is asked of it any more, so long at most."""
-        if self._thread.is_alive():
-            self._thread.join(seconds)
+        ends = time.monotonic() + seconds
+        for thread in self._threads:
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(max(0.0, ends - time.monotonic()))
 
     def _measure(self) -> float:
         taken: list[float] = []
@@ -225,53 +246,54 @@ class Member:
         return statistics.median(taken)
 
     def _listen(self) -> None:
-        try:
+        """Poll, which also says that we are here: nothing that takes time is done in between."""
+        with self._border():
             while not self.lost:
-                events, batch = self.ask("poll", POLL_SECONDS, timeout_seconds=SILENCE_SECONDS)
+                events, batch = self.ask(
+                    "poll",
+                    POLL_SECONDS,
+                    self._unheard.qsize() >= MOST_UNHEARD,
+                    timeout_seconds=SILENCE_SECONDS,
+                )
+                if events:
+                    self._unheard.put(events)
+                if batch is not None:
+                    self._on_batch(self, batch)
+
+    def _hear_all(self) -> None:
+        with self._border():
+            while (events := self._unheard.get()) is not None:
                 for packed in events:
                     self._hear(packed)
-                if batch is not None and not self.lost:
-                    self._on_batch(self.name, batch)
+
+    @contextlib.contextmanager
+    def _border(self) -> Generator[None]:
+        try:
+            yield
         except NodeLost as error:
             self.lose(str(error))
         except Exception as error:
             # The border to another machine: whatever came from there, it is of no more use.
             logger.exception("node %s cannot be understood", self.name)
             self.lose(f"what it sent cannot be understood: {error}")
+        finally:
+            self._unheard.put(None)
 
     def _hear(self, packed: tuple[Any, ...]) -> None:
+        slot = self._slots.get(packed[1])
+        if slot is None:
+            return
+        # What is large is fetched here, and only then does it count as told.
+        event = unpack_event(packed, self._bring, self._fetch)
+        if isinstance(event, SlotOutput):
+            if slot.on_output is not None:
+                slot.on_output(event)
+            return
         with self._lock:
-            if self.lost or packed[1] not in self._slots:
-                return
-            slot = self._slots[packed[1]]
-            event = unpack_event(packed, self._open_output)
-            if isinstance(event, SlotOutput):
-                if slot.on_output is not None:
-                    slot.on_output(event)
-                return
-            _note(slot.works, event)
-            slot.sink(event)
+            if self._slots.get(packed[1]) is slot and not slot.failed:
+                note(slot.works, event)
+                slot.failed = isinstance(event, SlotFailed)
+                slot.sink(event)
 
-    def _open_output(self, number: int, size_bytes: int) -> FarOutput:
-        return FarOutput(self, number, size_bytes)
-
-
-def _note(works: deque[SentWork], event: SlotEvent) -> None:
-    """Keep count of what is still open by what a slot says."""
-    match event:
-        case SlotOutcomes() if works:
-            works[0].done += len(event.outcomes)
-        case SlotRecalled():
-            for work in works:
-                if work.work_id == event.work_id:
-                    work.ends -= len(event.items)
-        case SlotIdle():
-            for work in tuple(works):
-                if work.work_id == event.work_id:
-                    works.remove(work)
-        case SlotDied() if works:
-            works.popleft()
-        case SlotFailed():
-            works.clear()
-        case _:
-            pass
+    def _bring(self, number: int, size_bytes: int) -> OutputFile:
+        return brought(self, number, size_bytes)

@@ -55,6 +55,8 @@ class Membership:
     ) -> None:
         self.head_problem = ""
         """Why the cluster's head does not answer; empty while it does."""
+        self.prepare: Callable[[Place], object] = lambda _: None
+        """Is called, from another thread, for a node that joins, before it counts."""
         self._carrier = carrier
         self._table = table
         self._shelf = shelf
@@ -202,17 +204,17 @@ class Membership:
             self._places = places
             here = {place.name: place for place in places}
             gone = [one for one in self._members.values() if _is_gone(one, here)]
-            now = time.monotonic()
+        for member in gone:
+            member.lose(f"node {member.name} left the cluster, or was found dead")
+        now = time.monotonic()
+        with self._lock:
             fresh = [
                 place
                 for place in places
-                if (place.name not in self._members or _is_gone(self._members[place.name], here))
-                and self._opening.get(place.name, 0.0) <= now
+                if place.name not in self._members and self._opening.get(place.name, 0.0) <= now
             ]
             for place in fresh:
                 self._opening[place.name] = float("inf")
-        for member in gone:
-            member.lose(f"node {member.name} left the cluster, or was found dead")
         for place in fresh:
             threading.Thread(
                 target=self._open, args=(place,), name=f"exo-gpu-open-{place.name}", daemon=True
@@ -221,12 +223,14 @@ class Membership:
     def _open(self, place: Place) -> None:
         problem = ""
         try:
+            self.prepare(place)
             member = Member(
                 place,
                 self._carrier.road(place),
                 self._shelf,
                 self._driver,
-                on_batch=self._heard,
+                fetch=self._carrier.fetch,
+                on_batch=self.heard,
                 on_loss=self._lost,
             )
         except ClusterError as error:
@@ -247,8 +251,13 @@ class Membership:
             self._changed.notify_all()
         self._tell()
 
-    def _heard(self, name: str, batch: bytes) -> None:
-        if self._table.take(batch, whose=name):
+    def heard(self, member: Member, batch: bytes) -> None:
+        """Take in what a node tells of its devices, unless it does not count any more."""
+        with self._lock:
+            new = self._members.get(member.name) is member and self._table.take(
+                batch, whose=member.name
+            )
+        if new:
             self._tell()
 
     def _lost(self, member: Member, reason: str) -> None:
@@ -256,9 +265,9 @@ class Membership:
         with self._lock:
             if self._members.get(member.name) is member:
                 del self._members[member.name]
-            self._problems[member.name] = reason
-            self._opening[member.name] = time.monotonic() + LOOK_SECONDS
-        self._table.forget(member.name)
+                self._problems[member.name] = reason
+                self._opening[member.name] = time.monotonic() + LOOK_SECONDS
+                self._table.forget(member.name)
         self._tell()
 
 

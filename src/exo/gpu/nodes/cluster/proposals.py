@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from exo.gpu.nodes.cluster.table import FULL_DECISION_DEVICES
+from exo.gpu.nodes.cluster.together import together
 from exo.gpu.nodes.policies import policies_for
 from exo.gpu.nodes.transport import Grant
 from exo.gpu.scheduling.job_queue import Turn
 from exo.gpu.vocabulary.decision import Decision, Refusal
-from exo.gpu.vocabulary.errors import NodeLost
+from exo.gpu.vocabulary.errors import ExoGpuError, NodeLost, StoreError
 from exo.gpu.vocabulary.lease import Waiter
 from exo.gpu.vocabulary.request import DEFAULT_POLICY
 
@@ -37,11 +38,10 @@ MOST_DECISIONS = 3
 # Who waits decides anew as often: a node tells what changed there within a second.
 POLL_SECONDS = 0.5
 
-# So many nodes are asked at the same time.
-MOST_AT_ONCE = 32
-
-# A node answers a proposal at once, unless memory is just coming back there.
-GRANT_SECONDS = 20.0
+# A node answers a proposal at once, unless memory is just coming back there, also for others who
+# were before.
+GRANT_SECONDS = 30.0
+LOOK_SECONDS = 8.0
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -67,6 +67,7 @@ class Proposals:
         self.granted: dict[str, Granted] = {}
         """What this program holds, by lease id."""
         self._under: dict[int, str] = {}
+        self._numbers = itertools.count()
         self._table = table
         self._membership = membership
 
@@ -117,7 +118,7 @@ class Proposals:
             decision = self._decide(request, policies)
             if not decision.chosen and not decision.never:
                 # What a node told last is a second old, and may have changed for the better.
-                self.refresh()
+                self.refresh(request)
                 decision = self._decide(request, policies)
             if not decision.chosen:
                 return Grant(decision)
@@ -134,18 +135,23 @@ class Proposals:
                 return Decision(request=request, chosen=chosen)
         return self._table.decide(request, policies)
 
-    def refresh(self) -> None:
-        """Have every node tell how it is now; one that does not answer is lost soon enough."""
-        members = tuple(self._membership.members.values())
+    def refresh(self, request: Request) -> None:
+        """Have the nodes tell how they are now; one that does not answer is lost soon enough.
+
+        Where the request names devices or a node, only those that it names are asked.
+        """
+        named = {one.partition("/")[0] for one in request.devices} or {request.node} - {None}
+        members = [
+            member
+            for name, member in self._membership.members.items()
+            if not named or name in named
+        ]
 
         def look(member: Member) -> None:
             with contextlib.suppress(NodeLost):
-                batch = member.ask("look", timeout_seconds=GRANT_SECONDS)
-                self._table.take(batch, whose=member.name)
+                self._membership.heard(member, member.ask("look", timeout_seconds=LOOK_SECONDS))
 
-        if members:
-            with ThreadPoolExecutor(min(MOST_AT_ONCE, len(members))) as pool:
-                list(pool.map(look, members))
+        together(look, members)
 
     def _propose(
         self, decision: Decision, wait_seconds: float | None, lasts_seconds: float | None
@@ -156,26 +162,27 @@ class Proposals:
         except NodeLost:
             return (), _nothing(decision)
 
-        def ask(part: _Part) -> Grant | NodeLost:
+        def ask(part: _Part) -> Grant | ExoGpuError:
             own = _for_node(decision.request, part.device_ids)
             # What is just coming back is worth a moment only where it is all that is asked for.
             wait = 0.0 if wait_seconds is not None or len(parts) > 1 else None
+            number = next(self._numbers)
             try:
                 grant, batch = part.member.ask(
-                    "acquire", own, wait, lasts_seconds, timeout_seconds=GRANT_SECONDS
+                    "acquire", number, own, wait, lasts_seconds, timeout_seconds=GRANT_SECONDS
                 )
-            except NodeLost as error:
-                return error
-            self._table.take(batch, whose=part.member.name)
+            except BaseException as error:
+                # It may be granted all the same, or be so later: nobody would know of it.
+                part.member.order("disown", number)
+                if isinstance(error, (NodeLost, StoreError)):
+                    return error
+                raise
+            self._membership.heard(part.member, batch)
             for lease_id, device_id in zip(grant.lease_ids, grant.decision.chosen, strict=True):
                 self.granted[lease_id] = Granted(part.member, f"{part.member.name}/{device_id}")
             return grant
 
-        if len(parts) == 1:
-            answers: list[Grant | NodeLost] = [ask(parts[0])]
-        else:
-            with ThreadPoolExecutor(len(parts)) as pool:
-                answers = list(pool.map(ask, parts))
+        answers = together(ask, parts)
         leases: dict[int, str] = {}
         for part, answer in zip(parts, answers, strict=True):
             if isinstance(answer, Grant) and answer.lease_ids:
@@ -200,7 +207,7 @@ class Proposals:
         ]
 
     def _refusal(
-        self, decision: Decision, parts: Sequence[_Part], answers: Sequence[Grant | NodeLost]
+        self, decision: Decision, parts: Sequence[_Part], answers: Sequence[Grant | ExoGpuError]
     ) -> Grant:
         """What the first node that refused had to say, under the names of the cluster."""
         for part, answer in zip(parts, answers, strict=True):

@@ -31,7 +31,12 @@ class Road(Protocol):
         ...
 
     def tell(self, call: str, *arguments: Any) -> None:
-        """The same in the order of these calls, without waiting for anything."""
+        """The same in the order of these calls, without waiting for anything.
+
+        Raises:
+            NodeLost: when it certainly does not arrive.
+
+        """
         ...
 
 
@@ -63,6 +68,15 @@ class Carrier(Protocol):
 
     def share(self, value: Any) -> Any:
         """A handle by which every agent can fetch a large value; it lasts as long as it is held."""
+        ...
+
+    def fetch(self, handle: Any) -> Any:
+        """A large value that an agent put there.
+
+        Raises:
+            NodeLost: when it is gone with its node, or does not arrive.
+
+        """
         ...
 
     def close(self) -> None:

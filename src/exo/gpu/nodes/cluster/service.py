@@ -57,9 +57,15 @@ class AgentService:
         version: str,
         fetch: Callable[[Any], Any],
         environ: Mapping[str, str] | None = None,
+        *,
         reach: Callable[[str], Road] | None = None,
+        put: Callable[[Any], Any] | None = None,
     ) -> None:
-        """``reach`` gives the way to another node's agent, to measure it."""
+        """``reach`` gives the way to another node's agent, to measure it.
+
+        ``put`` puts a large result into the object store, from where its driver fetches it.
+        """
+        self._put = put
         self.node = node
         self._surveyor = None if reach is None else Surveyor(node, reach, self.is_busy)
         self._version = version
@@ -68,6 +74,7 @@ class AgentService:
         self._batches = BatchMaker(node)
         self._sessions: dict[str, Session] = {}
         self._left_at = time.monotonic()
+        self._granting = threading.Lock()
         self._turn = threading.Lock()  # between those who look at the devices
         self._door = threading.Lock()  # to the sessions
         self._closed = threading.Event()
@@ -83,7 +90,7 @@ class AgentService:
         """Begin a session; one that the same driver had before ends with all it held."""
         for session in self._of(driver):
             self._end(session)
-        session = Session(driver, self._agent, self._fetch)
+        session = Session(driver, self._agent, self._fetch, self._put)
         with self._door:
             self._sessions[session.token] = session
         return {
@@ -100,16 +107,18 @@ class AgentService:
         if session is not None:
             self._end(session)
 
-    def poll(self, token: str, seconds: float) -> tuple[list[tuple[Any, ...]], bytes | None] | str:
+    def poll(
+        self, token: str, seconds: float, only_pulse: bool
+    ) -> tuple[list[tuple[Any, ...]], bytes | None] | str:
         """What a driver has to hear, as soon as there is anything, and the newest batch.
 
-        The batch is left out where the last answer had it. A driver that no session here knows is
-        told so.
+        With ``only_pulse`` it wants to hear nothing now, but says that it is there. The batch is
+        left out where the last answer had it. A driver that no session here knows is told so.
         """
         session = self._sessions.get(token)
         if session is None:
             return FORGOTTEN
-        events = session.wait(seconds)
+        events = session.wait(seconds, only_pulse=only_pulse)
         if session.ended:
             return FORGOTTEN
         newest = self._batches.newest
@@ -124,17 +133,25 @@ class AgentService:
         return events, msgspec.msgpack.encode(batch)
 
     def acquire(
-        self, token: str, request: Request, wait_seconds: float | None, lasts_seconds: float | None
+        self,
+        token: str,
+        number: int,
+        request: Request,
+        wait_seconds: float | None,
+        lasts_seconds: float | None,
     ) -> tuple[Grant, bytes] | str:
-        """Grant a proposal by a transaction on the node's own store, or refuse; and what is now."""
+        """Grant a proposal by a transaction on the node's own store, or refuse; and what is now.
+
+        Where the answer does not arrive, the driver disowns the ``number``.
+        """
         session = self._sessions.get(token)
         if session is None:
             return FORGOTTEN
-        with self._turn:
+        with self._granting:  # not the turn of those who look: it may wait for memory
             grant = self._agent.acquire(
                 request, wait_seconds=wait_seconds, lasts_seconds=lasts_seconds
             )
-        session.took(grant.lease_ids)
+        session.took(number, grant.lease_ids)
         return grant, self._look()
 
     def look(self, token: str) -> bytes | str:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from exo.gpu.nodes.cluster.wire import FUNCTIONS_KEPT, pack_event, unpack_work
+from exo.gpu.nodes.cluster.wire import (
+    FUNCTIONS_KEPT,
+    pack_event,
+    sender,
+    size_of_event,
+    unpack_work,
+)
 from exo.gpu.vocabulary.errors import ExoGpuError
 from exo.gpu.vocabulary.job import SlotFailed
 
@@ -25,8 +31,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("exo.gpu.nodes.cluster.session")
 
-# More than that goes with the next answer.
+# More than that goes with the next answer, which has to arrive in time.
 EVENTS_AT_ONCE = 1000
+BYTES_AT_ONCE = 2 * 1024 * 1024
+
+# Proposals whose answers may still turn out to have been lost.
+GRANTS_KEPT = 1000
 
 
 class Session:
@@ -35,7 +45,13 @@ class Session:
     ``fetch`` gets a large value that was put into the object store.
     """
 
-    def __init__(self, driver: str, agent: NodeAgent, fetch: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        driver: str,
+        agent: NodeAgent,
+        fetch: Callable[[Any], Any],
+        put: Callable[[Any], Any] | None = None,
+    ) -> None:
         self.driver = driver
         self.token = secrets.token_hex(16)
         self.heard_at = time.monotonic()
@@ -43,7 +59,10 @@ class Session:
         """The batch that it was told last, and the one whose seldom changing part it has."""
         self._agent = agent
         self._fetch = fetch
+        self._take = sender(put)
         self._leases: set[str] = set()
+        self._grants: OrderedDict[int, tuple[str, ...]] = OrderedDict()
+        self._disowned: set[int] = set()
         self._slots: dict[int, int] = {}
         self._functions: OrderedDict[int, Parcel] = OrderedDict()
         self._held: dict[int, HeldOutput] = {}
@@ -59,22 +78,35 @@ class Session:
         """Whether anything of this driver runs here."""
         return bool(self._slots)
 
-    def wait(self, seconds: float) -> list[tuple[Any, ...]]:
-        """What happened since the last call, as soon as anything has, or nothing by then."""
+    def wait(self, seconds: float, *, only_pulse: bool) -> list[tuple[Any, ...]]:
+        """What happened since the last call, as soon as anything has, or nothing by then.
+
+        With ``only_pulse`` nothing is handed out: the driver has enough, and says that it lives.
+        """
         self.heard_at = time.monotonic()
+        found: list[tuple[Any, ...]] = []
         with self._news:
-            if not self._events and not self.ended:
-                self._news.wait(seconds)
-            count = min(len(self._events), EVENTS_AT_ONCE)
-            found = [self._events.popleft() for _ in range(count)]
+            if only_pulse or (not self._events and not self.ended):
+                self._news.wait_for(
+                    lambda: self.ended or (self._events and not only_pulse), seconds
+                )
+            size = 0
+            while self._events and not only_pulse:
+                found.append(self._events.popleft())
+                size += size_of_event(found[-1])
+                if len(found) == EVENTS_AT_ONCE or size > BYTES_AT_ONCE:
+                    break
         self.heard_at = time.monotonic()
         return found
 
-    def took(self, lease_ids: tuple[str, ...]) -> None:
-        """The driver holds these leases; they are let go of where it has ended meanwhile."""
+    def took(self, number: int, lease_ids: tuple[str, ...]) -> None:
+        """The driver holds the leases of a proposal, unless it has ended or given that up."""
         with self._lock:
-            if not self.ended:
+            if not self.ended and number not in self._disowned:
                 self._leases.update(lease_ids)
+                self._grants[number] = lease_ids
+                while len(self._grants) > GRANTS_KEPT:
+                    self._grants.popitem(last=False)
                 return
         for lease_id in lease_ids:
             self._agent.release(lease_id)
@@ -115,14 +147,28 @@ class Session:
             call, arguments = order
             try:
                 getattr(self, f"_{call}")(*arguments)
-            except Exception:
+            except Exception as error:
                 # The border to another machine: whatever it sends costs this order alone.
                 logger.exception("a driver's %r cannot be carried out", call)
+                if call == "submit":
+                    # What went before may have been lost with it: its slot is of no more use.
+                    self._tell(
+                        SlotFailed(arguments[0], f"work cannot be taken: {error}"), arguments[0]
+                    )
 
     # The orders, each called from the session's own thread.
 
     def _mark(self, done: threading.Event) -> None:
         done.set()
+
+    def _disown(self, number: int) -> None:
+        """The answer to a proposal never arrived: what it was granted is nobody's."""
+        with self._lock:
+            lease_ids = self._grants.pop(number, None)
+            if lease_ids is None:
+                self._disowned.add(number)
+        for lease_id in lease_ids or ():
+            self._release(lease_id)
 
     def _release(self, lease_id: str) -> None:
         self._leases.discard(lease_id)
@@ -187,7 +233,7 @@ class Session:
             held.close()
 
     def _tell(self, event: SlotEvent | SlotOutput, number: int) -> None:
-        packed = pack_event(event, number, self._hold)
+        packed = pack_event(event, number, self._hold, self._take)
         with self._news:
             self._events.append(packed)
             self._news.notify_all()

@@ -107,43 +107,77 @@ def unpack_work(packed: tuple[Any, ...], fetch: Callable[[Any], Any]) -> tuple[W
 
 
 def pack_event(
-    event: SlotEvent | SlotOutput, number: int, hold: Callable[[Any], Any]
+    event: SlotEvent | SlotOutput,
+    number: int,
+    hold: Callable[[Any], Any],
+    take: Callable[[Any], Any],
 ) -> tuple[Any, ...]:
-    """An event under the driver's number of its slot; ``hold`` keeps long outputs of commands."""
+    """An event under the driver's number of its slot.
+
+    ``hold`` keeps long outputs of commands, and ``take`` says what is sent for a large result.
+    """
     if isinstance(event, SlotOutcomes):
         outcomes = event.outcomes
         if isinstance(outcomes, Successes):
-            packed = pack_parcels(outcomes.batch, _as_array)
+            packed = pack_parcels(outcomes.batch, take)
             return ("ran", number, outcomes.items, packed, *outcomes.times)
-        return ("ended", number, tuple(_solid(one, hold) for one in outcomes))
+        return ("ended", number, tuple(_solid(one, hold, take) for one in outcomes))
     return ("event", number, msgspec.structs.replace(event, slot_id=number))
 
 
 def unpack_event(
-    packed: tuple[Any, ...], open_output: Callable[[int, int], Any]
+    packed: tuple[Any, ...],
+    open_output: Callable[[int, int], Any],
+    fetch: Callable[[Any], Any],
 ) -> SlotEvent | SlotOutput:
-    """The event again, on memory of its own; ``open_output`` finds a command's long output."""
+    """The event again, on memory of its own; ``open_output`` gets a command's long output."""
     kind, number, *rest = packed
     if kind == "ran":
         items, (flat, beside), origin, moments = rest
-        batch = raise_up(flat, iter([memoryview(bytearray(one)) for one in beside]))
+        batch = raise_up(flat, iter([memoryview(_own(one, fetch)) for one in beside]))
         return SlotOutcomes(number, Successes(items, batch, origin, moments))
     if kind == "ended":
-        return SlotOutcomes(number, tuple(_opened(one, open_output) for one in rest[0]))
+        return SlotOutcomes(number, tuple(_opened(one, open_output, fetch) for one in rest[0]))
     return rest[0]
 
 
-def _as_array(buffer: Any) -> Any:
-    return np.frombuffer(buffer, np.uint8)
+def _own(one: Any, fetch: Callable[[Any], Any]) -> bytearray:
+    """A buffer of one's own, to be changed at will."""
+    return bytearray(fetch(one.handle) if isinstance(one, Shared) else one)
 
 
-def _solid(outcome: Outcome, hold: Callable[[Any], Any]) -> tuple[Any, ...]:
+def sender(put: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+    """What is sent in place of a buffer: where it is large, what ``put`` gives for it."""
+
+    def take(buffer: Any) -> Any:
+        view: Any = np.frombuffer(buffer, np.uint8)
+        if put is None or view.nbytes < SHARED_BYTES:
+            return view
+        return Shared(put(view))
+
+    return take
+
+
+def size_of_event(packed: tuple[Any, ...]) -> int:
+    """About how many bytes an event takes on its way."""
+    kind, _, *rest = packed
+    if kind == "ran":
+        _, beside = rest[1]
+        return sum(one.nbytes for one in beside if isinstance(one, np.ndarray))
+    if kind == "ended":
+        return sum(len(plain.stdout) + len(plain.stderr) for plain, _ in rest[0])
+    return len(rest[0].data) if isinstance(rest[0], SlotOutput) else 0
+
+
+def _solid(
+    outcome: Outcome, hold: Callable[[Any], Any], take: Callable[[Any], Any]
+) -> tuple[Any, ...]:
     """An outcome that holds nothing of this process."""
     payload = outcome.payload
     if isinstance(payload, Parcel):
         payload = Parcel(
             tuple(map(bytes, payload.pieces)),
-            tuple(map(bytearray, payload.buffers)),
+            tuple(map(take, payload.buffers)),
             payload.by_value,
         )
     outputs = tuple(
@@ -154,7 +188,14 @@ def _solid(outcome: Outcome, hold: Callable[[Any], Any]) -> tuple[Any, ...]:
     return plain, outputs
 
 
-def _opened(packed: tuple[Any, ...], open_output: Callable[[int, int], Any]) -> Outcome:
+def _opened(
+    packed: tuple[Any, ...],
+    open_output: Callable[[int, int], Any],
+    fetch: Callable[[Any], Any],
+) -> Outcome:
     plain, outputs = packed
+    if isinstance(plain.payload, Parcel):
+        buffers = tuple(_own(one, fetch) for one in plain.payload.buffers)
+        plain = msgspec.structs.replace(plain, payload=plain.payload._replace(buffers=buffers))
     stdout, stderr = (None if one is None else open_output(*one) for one in outputs)
     return msgspec.structs.replace(plain, held_stdout=stdout, held_stderr=stderr)
