@@ -88,7 +88,7 @@ def test_a_head_that_dies_is_told_and_the_journal_goes_on(
     status = json.loads(own_cluster.command("status", "--json").stdout)["nodes"]
     assert [(one["node"], one["alive"]) for one in status] == [("one", True), ("two", True)]
     # By itself Ray ends whoever lost its head after a minute.
-    patience = os.environ | {"RAY_gcs_rpc_server_reconnect_timeout_s": "25"}
+    patience = os.environ | {"RAY_gcs_rpc_server_reconnect_timeout_s": "40"}
     words = [sys.executable, "-c", DRIVER, own_cluster.address, str(tmp_path / "work.journal")]
     with subprocess.Popen(
         words, env=patience, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
