@@ -264,6 +264,8 @@ class Dispatcher:
                 self._slot_failed(event)
             case SlotChunk():
                 self._hand_on(event)
+            case SlotAcknowledged():
+                pass
 
     def _items_ended(self, event: SlotOutcomes) -> None:
         slot, outcomes = self.slots.get(event.slot_id), event.outcomes
