@@ -30,6 +30,7 @@ from exo.gpu.scheduling.scheduler import PullScheduler
 from exo.gpu.vocabulary.errors import ExecutorClosed, WorkerDied
 from exo.gpu.vocabulary.job import (
     Ending,
+    SlotAcknowledged,
     SlotChunk,
     SlotDied,
     SlotEvent,
