@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from exo.gpu.scheduling.gangs import EXACT_DEVICES, Links, find_gang
 from exo.gpu.scheduling.selector import explain, refusal_message, select
+from exo.gpu.vocabulary.device import DeviceClass
 from exo.gpu.vocabulary.links import Interconnect, Link, LinkKind, Route
 from exo.gpu.vocabulary.request import Request
 from exo.gpu.vocabulary.settings import DeviceSettings
@@ -169,6 +170,16 @@ class TestNodes:
         )
         decision = select(Snapshot(tuple(on_nodes(1, 1, 1)), routes=routes), Request(count=2))
         assert decision.chosen == ("rig0/cuda:0", "rig2/cuda:0")
+
+    def test_a_second_gpu_is_better_than_the_processor_beside_one(self):
+        """Rule: where every class may take part, one machine's two cards come before card and CPU."""
+        hosts = [
+            state(f"rig{node}/cpu:0", 24, 1, node=f"rig{node}", device_class=DeviceClass.HOST)
+            for node in range(2)
+        ]
+        states = [*on_nodes(1, 2), *hosts]
+        decision = choose(states, (), count=2, all_devices=True)
+        assert decision.chosen == ("rig1/cuda:0", "rig1/cuda:1")
 
     def test_same_node_is_a_must_where_it_is_asked_for(self):
         decision = choose(on_nodes(1, 2), (), count=3, same_node=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from exo.gpu.vocabulary.errors import InvalidValue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from exo.gpu.nodes.cluster.cluster_node import ClusterNode
     from exo.gpu.nodes.transport import Node
@@ -29,6 +30,8 @@ def connect_node(
         ClusterError: where there is none, or none of its nodes answers, with what to do.
 
     """
+    if runtime_env is not None and not isinstance(runtime_env, Mapping):
+        raise InvalidValue("runtime_env", runtime_env, "a dictionary, as Ray takes it, or None")
     from exo.gpu.nodes.connecting import connect
 
     return connect(address, runtime_env=runtime_env, on_change=on_change)
@@ -47,6 +50,6 @@ def home_of(cluster: Any) -> tuple[Node, bool]:
     if isinstance(cluster, str):
         return connect_node(cluster), True
     node = getattr(cluster, "node", cluster)
-    if node is None:
+    if not hasattr(node, "acquire"):
         raise InvalidValue("cluster", cluster, "what GPUClusteringManager.connect() gives")
     return node, False

@@ -80,7 +80,9 @@ class Teller:
 
     def _leave_at_the_end(self) -> None:
         """Once whoever reads ends, or says so, leave the cluster as far as it lets one, and go."""
-        sys.stdin.buffer.read()
+        # Not by a buffer: whoever ends meanwhile would have to wait for its lock.
+        while os.read(0, 4096):
+            pass
         if self._node is not None:
             leaving = threading.Thread(target=self._node.close, daemon=True)
             leaving.start()

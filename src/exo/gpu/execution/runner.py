@@ -116,7 +116,8 @@ class Runner:
         version = sys.version_info[:2]
         path = list(setup.import_path)
         aside = self._prints is not None
-        self._send(Frame.SETUP, pickle.dumps((version, path, setup.initializer, aside)))
+        told = (version, path, setup.directory, setup.initializer, aside)
+        self._send(Frame.SETUP, pickle.dumps(told))
         kind, answer, _ = self._receive()
         return None if kind is Frame.READY else str(pickle.loads(answer))
 

@@ -198,13 +198,20 @@ def _flush_prints() -> None:
             printer.flush()
 
 
-def _set_up(version: tuple[int, int], path: list[str], initializer: bytes | None) -> str | None:
+def _set_up(
+    version: tuple[int, int], path: list[str], directory: str, initializer: bytes | None
+) -> str | None:
     if version != sys.version_info[:2]:  # pickled functions hold byte code of one version
         asked, here = (".".join(map(str, one)) for one in (version, sys.version_info[:2]))
         return (
             f"{sys.executable} is Python {here}, and functions pickled by Python {asked} do not "
             f"run there: name an interpreter of Python {asked} for this runtime"
         )
+    if directory:
+        try:
+            os.chdir(directory)
+        except OSError as error:
+            return f"there is no working directory {directory}: {error}"
     known = set(sys.path)
     sys.path[:0] = [entry for entry in path if entry not in known]
     if initializer is None:

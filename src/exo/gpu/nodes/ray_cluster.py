@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from exo.gpu.nodes.cluster.roads import Place
 from exo.gpu.nodes.ray_files import uploaded
-from exo.gpu.nodes.ray_grants import left_by_ray
+from exo.gpu.nodes.ray_grants import environment_of_parent, left_by_ray
 from exo.gpu.nodes.ray_joining import (
     address_of,
     first_line,
     keep_reports_off_stdout,
     loopback,
+    own_signals,
     quiet_stderr,
     reach,
     why_not,
@@ -100,7 +101,7 @@ class RayCarrier:
         use_token(self._ray)
         keep_reports_off_stdout(self._ray)
         try:
-            with quiet_stderr(), loopback(self._ray, asked):
+            with quiet_stderr(), own_signals(), loopback(self._ray, asked):
                 self._ray.init(
                     address=asked,
                     namespace=NAMESPACE,
@@ -291,7 +292,7 @@ class _Agent:
         """
         from exo.gpu.nodes.cluster.service import AgentService
 
-        environ = left_by_ray(os.environ, managed, granted)
+        environ = left_by_ray(os.environ, environment_of_parent(), managed, granted)
         self._version = version("exo-gpu")
         self._service = AgentService(
             node, self._version, _fetch, environ, reach=_reach_agent, put=_put

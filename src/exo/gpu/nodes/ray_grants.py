@@ -20,11 +20,34 @@ _NO_GPU = {
 _NO_VULKAN = {"VK_DRIVER_FILES": os.devnull, "VK_ICD_FILENAMES": os.devnull}
 
 
-def left_by_ray(environ: Mapping[str, str], managed: int, granted: int) -> dict[str, str]:
-    """The environment in which an agent looks for devices, ``granted`` of Ray's ``managed`` GPUs.
+# What Ray sets for its own workers, and what would make ours slow, or part of its job.
+_OF_RAY = frozenset({"OMP_NUM_THREADS", "PYTHONBREAKPOINT", "SPT_NOENV"})
 
-    Ray has restricted it to those that it granted, if it did grant any.
+
+def left_by_ray(
+    environ: Mapping[str, str], started_with: Mapping[str, str], managed: int, granted: int
+) -> dict[str, str]:
+    """The environment of an agent's devices and work, ``granted`` of Ray's ``managed`` GPUs.
+
+    It is that with which Ray was ``started_with`` there, as far as Ray itself has changed it, and
+    restricted to the GPUs that it granted, if it did grant any.
     """
-    if not managed:
-        return dict(environ)
-    return {**environ, **_NO_VULKAN, **({} if granted else _NO_GPU)}
+    left = {
+        name: value
+        for name, value in environ.items()
+        if name not in _OF_RAY and not name.startswith("RAY_")
+    }
+    left |= {name: value for name, value in started_with.items() if name not in left}
+    if managed:
+        left |= {**_NO_VULKAN, **({} if granted else _NO_GPU)}
+    return left
+
+
+def environment_of_parent() -> dict[str, str]:
+    """With what the process was started that started this one; empty where it may not be known."""
+    import psutil
+
+    try:
+        return psutil.Process(os.getppid()).environ()
+    except (psutil.Error, OSError):
+        return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import threading
 from importlib.util import find_spec
@@ -70,6 +71,8 @@ def address_of(ray: Any, address: str) -> str:
 def why_not(address: str, error: Exception) -> str:
     """One line that says what to do about a cluster that cannot be joined."""
     text = str(error)
+    if "invalid" in text.lower() and "address" in text.lower():
+        return f"{address!r} is no address of a cluster, such as 192.168.1.10:6379"
     if "version mismatch" in text.lower():
         return (
             f"the cluster at {address} runs another version: {' '.join(text.split())}; install "
@@ -113,6 +116,17 @@ def loopback(ray: Any, address: str) -> Generator[None]:
         constants.ENABLE_RAY_CLUSTER = before
         if patience is None:
             os.environ.pop(_PATIENCE_VARIABLE, None)
+
+
+@contextlib.contextmanager
+def own_signals() -> Generator[None]:
+    """Keep Ray from taking SIGTERM over, which ends programs with a dump of its stack then."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exo.gpu.nodes.ray_cluster import INSTALL, MATCH_VARIABLE, NODE_LABEL
-from exo.gpu.nodes.ray_joining import LOOPBACK
+from exo.gpu.nodes.ray_joining import LOOPBACK, reach
 from exo.gpu.nodes.ray_token import MODE_VARIABLE, ensure_token
 from exo.gpu.vocabulary.errors import ClusterError, InvalidValue
 from exo.gpu.vocabulary.messages import WireValue
@@ -123,6 +123,9 @@ def start_node(
         raise InvalidValue("name", name, expected)
     if any(node.name == name for node in running_nodes(environ)):
         raise ClusterError(f"node {name!r} runs here already ('exo-gpu cluster stop' ends it)")
+    if address is not None:
+        reach(address)
+    _see_that_it_is_free(host, port if address is None else 0)
     ensure_token(environ, make=address is None)
     folder = folder_of(environ)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -136,7 +139,11 @@ def start_node(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    _await_start(process, log, name)
+    try:
+        _await_start(process, log, name)
+    except BaseException:
+        _end(psutil.Process(process.pid))
+        raise
     node = RunningNode(
         name=name,
         machine=socket.gethostname(),
@@ -160,10 +167,17 @@ def _words(name: str, host: str, port: int, address: str | None) -> list[str]:
 
 def stop_node(environ: Mapping[str, str], node: RunningNode) -> None:
     """End a node that was started here, with all that works on it; harmless twice."""
-    import psutil
-
     process = _process_of(node)
     if process is not None:
+        _end(process)
+    (folder_of(environ) / f"{node.name}.json").unlink(missing_ok=True)
+
+
+def _end(process: psutil.Process) -> None:
+    """End what runs a node, with all below it."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
         below = process.children(recursive=True)
         process.send_signal(signal.SIGTERM)
         ends = time.monotonic() + STOP_SECONDS
@@ -174,7 +188,18 @@ def stop_node(environ: Mapping[str, str], node: RunningNode) -> None:
         for one in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
-    (folder_of(environ) / f"{node.name}.json").unlink(missing_ok=True)
+
+
+def _see_that_it_is_free(host: str, port: int) -> None:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        what = f"{host}:{port}" if port else host
+        raise ClusterError(
+            f"nothing can listen at {what} here: {error.strerror or error}"
+        ) from None
 
 
 def _process_of(node: RunningNode) -> psutil.Process | None:
@@ -215,8 +240,11 @@ def _await_start(process: subprocess.Popen[bytes], log: Path, name: str) -> None
         if process.poll() is not None:
             break
         time.sleep(_POLL_SECONDS)
-    process.terminate()
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    if any("AuthenticationError" in line or "nauthenticated" in line for line in lines):
+        raise ClusterError(
+            "the head refuses this token: copy its ~/.ray/auth_token here, or set RAY_AUTH_TOKEN"
+        )
     telling = [line for line in lines if "Error" in line or "rror:" in line] or lines
     raise ClusterError(
         f"node {name!r} does not start: {telling[-1] if telling else 'it says nothing'} ({log})"

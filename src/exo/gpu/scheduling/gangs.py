@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from exo.gpu.vocabulary.device import GPUDevice
+from exo.gpu.vocabulary.device import DeviceClass, GPUDevice
 from exo.gpu.vocabulary.links import Interconnect, Link, LinkKind, Route
 from exo.gpu.vocabulary.request import Request
 
@@ -24,6 +24,7 @@ _LEAST = {
     Interconnect.SAME_SWITCH: _LEVELS[LinkKind.SWITCH],
     Interconnect.NVLINK: _LEVELS[LinkKind.NVLINK],
 }
+_CLASSES = (DeviceClass.HARDWARE, DeviceClass.SOFTWARE, DeviceClass.HOST)
 _NAMES = {level: kind.value for kind, level in _LEVELS.items()} | {
     _NETWORK: "network",
     _UNKNOWN: "an unknown way",
@@ -97,10 +98,15 @@ def _best_places(
         if len(places) >= request.count:
             found += _best_of_node(places, devices, request.count, links, least)
     if found:
-        return min(found, key=lambda one: (-one[0], one[1]))[1]
+        # Where all classes may take part, a second GPU is better than the processor beside one.
+        return min(found, key=lambda one: (_lowest(one[1], devices), -one[0], one[1]))[1]
     if request.same_node or least > _NETWORK or len(pool) < request.count:
         return None
     return _across(nodes, request.count, links)
+
+
+def _lowest(places: Sequence[int], devices: Sequence[GPUDevice]) -> int:
+    return max(_CLASSES.index(devices[place].device_class) for place in places)
 
 
 def _across(nodes: Mapping[str, list[int]], count: int, links: Links) -> tuple[int, ...]:

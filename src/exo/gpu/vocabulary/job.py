@@ -102,6 +102,8 @@ class SlotSetup(msgspec.Struct, frozen=True, kw_only=True):
 
     import_path: tuple[str, ...] = ()
     """``sys.path`` of the caller, so that its functions can be found by name."""
+    directory: str = ""
+    """Where they start; empty: where what starts them is."""
     initializer: bytes | None = None
     """Pickled (function, arguments), called once in each process."""
     max_tasks_per_worker: int | None = None

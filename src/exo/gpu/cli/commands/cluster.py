@@ -66,7 +66,7 @@ def join(address: str, name: str | None, host: str) -> None:
     from exo.gpu.nodes.ray_node import start_node
 
     there, _, port = address.rpartition(":")
-    if not there or not port.isdecimal():
+    if not there or not port.isdecimal() or not 0 < int(port) < 65536:
         raise click.UsageError(f"{address!r} is no HOST:PORT, such as 192.168.1.10:6379")
     if there in _LOOPBACK:
         raise click.UsageError("a head on loopback is alone: start it with --host ITS-IP first")

@@ -19,9 +19,10 @@ from exo.gpu.nodes.cluster.member import FarSlot
 from exo.gpu.nodes.cluster.proposals import Proposals
 from exo.gpu.nodes.cluster.together import together
 from exo.gpu.nodes.policies import policies_for
-from exo.gpu.vocabulary.errors import BackendError, ClusterError, NodeLost, NoSuchLease
+from exo.gpu.vocabulary.errors import BackendError, ClusterError, LeaseKept, NodeLost, NoSuchLease
 from exo.gpu.vocabulary.inventory import DiscoveryReport
 from exo.gpu.vocabulary.job import SlotFailed
+from exo.gpu.vocabulary.lease import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from exo.gpu.vocabulary.cluster import NodeStanding, Surroundings
     from exo.gpu.vocabulary.command_end import CommandEnd
     from exo.gpu.vocabulary.job import SlotEvent, SlotOutput, SlotSetup, Work
-    from exo.gpu.vocabulary.lease import Lease, Waiter
+    from exo.gpu.vocabulary.lease import Waiter
     from exo.gpu.vocabulary.links import Route
     from exo.gpu.vocabulary.process import ProcessList
     from exo.gpu.vocabulary.request import Request
@@ -204,7 +205,9 @@ class ClusterNode:
             around = self._surroundings(member.place)
             if around is not None and setup is not None:
                 setup = msgspec.structs.replace(
-                    setup, import_path=(*around.import_path, *setup.import_path)
+                    setup,
+                    import_path=(*around.import_path, *setup.import_path),
+                    directory=around.directory,
                 )
             member.open_slot(number, slot, lease_id, setup, around)
         except ClusterError as error:
@@ -330,9 +333,12 @@ class ClusterNode:
         """
         for member in self._membership.members.values():
             try:
-                return member.ask("answer", "end_lease", name, force)
+                ended = member.ask("answer", "end_lease", name, force)
             except NoSuchLease:
                 continue
+            except LeaseKept as error:
+                raise LeaseKept(f"node {member.name}: {error}", error.pids) from None
+            return leases_of_node(member.name, (ended,))[0] if isinstance(ended, Lease) else ended
         raise NoSuchLease(f"no node of the cluster has a lease or waiter {name!r}")
 
     def close(self) -> None:

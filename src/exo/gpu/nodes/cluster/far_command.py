@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from exo.gpu.execution.handed_on import run_handed_on
+from exo.gpu.execution.handed_on import GRACE_SECONDS, run_handed_on
 from exo.gpu.execution.payloads import dump, error_of, load_result
 from exo.gpu.vocabulary.command_end import CommandEnd
 from exo.gpu.vocabulary.errors import WorkerDied
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 # A signal that arrives just before a wait is seen at its end only: each is so short.
 SIGNAL_SECONDS = 1.0
 
+# A command that is told to end has its grace, and its worker a moment more.
+STOP_SECONDS = GRACE_SECONDS + 2.0
+
 _TIMED_OUT_STATUS = -15  # as its time limit ends a command here
 
 
@@ -49,6 +53,10 @@ class Slots(Protocol):
 
     def submit(self, slot_id: int, work: Work) -> None:
         """Give it its work."""
+        ...
+
+    def cancel(self, slot_id: int, work_id: int, item: int | None = None) -> None:
+        """Tell its work to end."""
         ...
 
     def close_slots(self, slot_ids: tuple[int, ...], *, kill: bool = False) -> None:
@@ -76,12 +84,14 @@ def run_far(
 
     """
     words: dict[str, object] = {}
-    call = (run_handed_on, (tuple(argv), str(Path.cwd()), dict(changes)), words)
+    told = (tuple(argv), str(Path.cwd()), dict(changes), timeout_seconds)
+    call = (run_handed_on, told, words)
     work = Work(
         work_id=0,
         items=(0,),
         payloads=(dump(call, "the command"),),
-        deadline_seconds=timeout_seconds,
+        # Should the worker itself not answer any more.
+        deadline_seconds=None if timeout_seconds is None else timeout_seconds + STOP_SECONDS,
     )
     events: queue.SimpleQueue[SlotEvent] = queue.SimpleQueue()
     began = time.monotonic()
@@ -89,6 +99,12 @@ def run_far(
     try:
         node.submit(slot, work)
         status = _await_status(events)
+    except KeyboardInterrupt:
+        # It is told to end, and may save what it has.
+        node.cancel(slot, work.work_id, 0)
+        with contextlib.suppress(Exception):
+            _await_status(events, until=time.monotonic() + STOP_SECONDS)
+        raise
     finally:
         node.close_slots((slot,), kill=True)
     return CommandEnd(
@@ -98,9 +114,11 @@ def run_far(
     )
 
 
-def _await_status(events: queue.SimpleQueue[SlotEvent]) -> int | None:
-    """The status of the command; None where its time was over."""
-    while True:
+def _await_status(
+    events: queue.SimpleQueue[SlotEvent], *, until: float = float("inf")
+) -> int | None:
+    """The status of the command; None where its time, or ours, was over."""
+    while time.monotonic() < until:
         try:
             event = events.get(timeout=SIGNAL_SECONDS)
         except queue.Empty:
@@ -116,6 +134,7 @@ def _await_status(events: queue.SimpleQueue[SlotEvent]) -> int | None:
             return None
         if isinstance(event, (SlotDied, SlotFailed)):
             raise WorkerDied(f"the command was cut off: {event.reason}")
+    return None
 
 
 def _print(output: SlotOutput) -> None:

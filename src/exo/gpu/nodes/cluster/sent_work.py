@@ -33,7 +33,8 @@ class SentWork(msgspec.Struct, eq=False):
     @property
     def open(self) -> tuple[int, ...]:
         """The items of which nothing was heard."""
-        return tuple(item for item in self.items if item not in self.closed)
+        closed = frozenset(self.closed)
+        return tuple(item for item in self.items if item not in closed)
 
 
 def note(works: deque[SentWork], event: SlotEvent) -> None:
