@@ -123,10 +123,10 @@ def start_node(
         raise InvalidValue("name", name, expected)
     if any(node.name == name for node in running_nodes(environ)):
         raise ClusterError(f"node {name!r} runs here already ('exo-gpu cluster stop' ends it)")
+    ensure_token(environ, make=address is None)
+    _see_that_it_is_free(host, port if address is None else 0)
     if address is not None:
         reach(address)
-    _see_that_it_is_free(host, port if address is None else 0)
-    ensure_token(environ, make=address is None)
     folder = folder_of(environ)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = folder / f"{name}.log"
