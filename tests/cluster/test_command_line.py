@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,6 @@ def own_cluster(
 
 @pytest.fixture
 def free_port() -> int:
-    import socket
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -114,3 +114,20 @@ def test_what_cannot_be_joined_is_said_in_one_line(own_cluster: str) -> None:
     assert "there is no token" in exo_gpu(*words, status=1).stderr
     assert "HOST:PORT" in exo_gpu("cluster", "join", "elsewhere", status=2).stderr
     assert "--head" in exo_gpu("cluster", "start", status=2).stderr
+
+
+def test_where_a_node_cannot_be_is_said_at_once(own_cluster: str, tmp_path: Path) -> None:
+    """Rule: a port that is taken, an address of another machine, a head that is not there."""
+    port = own_cluster.rpartition(":")[2]
+    (tmp_path / "token").write_text("ab" * 32)
+    join = ("cluster", "join", f"127.0.0.2:{port}", "--host")
+    assert f"no cluster answers at 127.0.0.2:{port}" in exo_gpu(*join, "127.0.0.3", status=1).stderr
+    assert "nothing can listen at 192.0.2.2" in exo_gpu(*join, "192.0.2.2", status=1).stderr
+    assert "HOST:PORT" in exo_gpu("cluster", "join", "127.0.0.2:99999", status=2).stderr
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", int(port)))
+        taken.listen()
+        start = exo_gpu("cluster", "start", "--head", "--port", port, status=1)
+        assert f"nothing can listen at 127.0.0.1:{port}" in start.stderr
+    said = exo_gpu("devices", "--cluster", status=1, RAY_ADDRESS="nonsense").stderr
+    assert "'nonsense' is no address of a cluster" in said
