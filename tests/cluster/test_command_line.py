@@ -122,7 +122,7 @@ def test_where_a_node_cannot_be_is_said_at_once(own_cluster: str, tmp_path: Path
     (tmp_path / "token").write_text("ab" * 32)
     join = ("cluster", "join", f"127.0.0.2:{port}", "--host")
     assert f"no cluster answers at 127.0.0.2:{port}" in exo_gpu(*join, "127.0.0.3", status=1).stderr
-    assert "nothing can listen at 192.0.2.2" in exo_gpu(*join, "192.0.2.2", status=1).stderr
+    assert "nothing can listen at 198.51.100.7" in exo_gpu(*join, "198.51.100.7", status=1).stderr
     assert "HOST:PORT" in exo_gpu("cluster", "join", "127.0.0.2:99999", status=2).stderr
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", int(port)))
