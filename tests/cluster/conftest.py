@@ -86,6 +86,11 @@ class Machines:
         """End all of a machine's processes at once."""
         self._cluster.remove_node(self.nodes.pop(name), allow_graceful=False)
 
+    def remove(self, name: str) -> None:
+        """The same, and wait until the others know."""
+        self.kill(name)
+        self._cluster.wait_for_nodes(timeout=60)
+
     def raylet(self, name: str) -> int:
         """The pid of what makes a machine part of the cluster."""
         return self.nodes[name].all_processes["raylet"][0].process.pid

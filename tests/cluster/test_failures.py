@@ -256,7 +256,7 @@ def test_an_agent_of_another_version_is_replaced(
             until(lambda: "rig3/cuda:0" in devices_of(node))
             assert {one.node: one.version for one in node.nodes()}["rig3"] != "0.0.1"
     finally:
-        machines.kill("rig3")
+        machines.remove("rig3")
 
 
 def has_actor(name: str) -> bool:

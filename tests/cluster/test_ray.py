@@ -46,7 +46,7 @@ def test_a_node_with_another_version_installed_does_not_count_and_says_why(
             assert "install the same there" in standing().reason
             assert "head/cuda:0" in {one.device_id for one in node.inventory().devices}
     finally:
-        machines.kill("rig4")
+        machines.remove("rig4")
 
 
 @pytest.mark.parametrize(("module", "value"), [("ray", "1.0.0"), ("python", "3.99.1")])
@@ -84,7 +84,7 @@ def managed(machines: Any) -> Iterator[Any]:
     """A machine whose GPU is Ray's to give."""
     machines.add("rig5", gpus=1)
     yield machines
-    machines.kill("rig5")
+    machines.remove("rig5")
 
 
 def free_gpus() -> float:
