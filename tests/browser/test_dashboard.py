@@ -368,8 +368,7 @@ def test_a_token_is_asked_for_and_kept(serve, look):
 def test_256_devices_are_shown_found_and_kept_up(serve, look):
     """Rule: at the largest size every device has a tile, is found by name, and moves on."""
     service = serve(*(card(number) for number in range(256)), options=("--every", "5s"))
-    seen = look(service)
-    page = seen.page
+    page = look(service).page
     page.locator(".tile").nth(255).wait_for()
     assert page.locator(".tile").count() == 256
     page.get_by_label("Find").fill("cuda:200")
@@ -381,9 +380,6 @@ def test_256_devices_are_shown_found_and_kept_up(serve, look):
     page.get_by_label("Order").select_option("heat")
     page.locator(".tile").nth(255).wait_for()
     page.locator(".tiles li:first-child", has_text="69 °C").wait_for()
-    # A browser that a busy machine holds up is let go of by the service, and has come back.
-    assert all("INCOMPLETE_CHUNKED_ENCODING" in one for one in seen.complaints)
-    seen.complaints.clear()
 
 
 VIEWS = ("/#/cluster", "/#/device/cuda%3A1", "/#/work", "/#/explain")

@@ -30,9 +30,9 @@ def last_id(client) -> str:
 def test_a_newcomer_asks_for_everything_anew():
     """Rule: the first event tells a newcomer that it knows nothing yet, and where it stands."""
     broadcast = Broadcast()
-    broadcast.publish("samples", b"1")
+    broadcast.publish([("samples", b"1")])
     client = broadcast.join(None)
-    broadcast.publish("samples", b"2")
+    broadcast.publish([("samples", b"2")])
     assert read(client) == ["{}", "2"]
 
 
@@ -41,13 +41,13 @@ def test_who_comes_back_misses_nothing(before, away):
     """Rule: what was told while one was away comes in order, or reset says that it is too much."""
     broadcast = Broadcast()
     for number in range(before):
-        broadcast.publish("samples", str(number).encode())
+        broadcast.publish([("samples", str(number).encode())])
     client = broadcast.join(None)
-    broadcast.publish("samples", b"seen")
+    broadcast.publish([("samples", b"seen")])
     seen = last_id(client)
     broadcast.leave(client)
     for number in range(away):
-        broadcast.publish("samples", str(number).encode())
+        broadcast.publish([("samples", str(number).encode())])
     back = read(broadcast.join(seen))
     if away < MOST_UNREAD:
         assert back == [str(number) for number in range(away)]
@@ -59,7 +59,7 @@ def test_who_comes_back_misses_nothing(before, away):
 def test_an_id_of_somebody_else_is_no_id(name):
     """Rule: an id of another run, or none at all, begins anew."""
     broadcast = Broadcast()
-    broadcast.publish("samples", b"1")
+    broadcast.publish([("samples", b"1")])
     assert read(broadcast.join(name)) == ["{}"]
 
 
@@ -67,7 +67,7 @@ def test_an_id_from_the_future_begins_anew():
     """Rule: a number that was never told is not waited for."""
     broadcast = Broadcast()
     run = last_id(broadcast.join(None)).partition("-")[0]
-    broadcast.publish("samples", b"1")
+    broadcast.publish([("samples", b"1")])
     assert read(broadcast.join(f"{run}-1")) == []
     assert read(broadcast.join(f"{run}-2")) == ["{}"]
 
@@ -77,11 +77,22 @@ def test_who_does_not_read_is_dropped_and_keeps_nothing():
     broadcast = Broadcast()
     slow, quick = broadcast.join(None), broadcast.join(None)
     for number in range(2 * MOST_UNREAD):
-        broadcast.publish("samples", str(number).encode())
+        broadcast.publish([("samples", str(number).encode())])
         assert read(quick)
     assert slow.dropped
     assert asyncio.run(slow.get(0.01)) == b""
     assert not quick.dropped
+
+
+@given(st.integers(1, 2 * MOST_KEPT))
+def test_nobody_is_slow_because_much_happens_at_once(count):
+    """Rule: when all devices of a lab turn ill in one second, who listens hears of each."""
+    broadcast = Broadcast()
+    client = broadcast.join(None)
+    assert read(client) == ["{}"]
+    broadcast.publish(("health", str(number).encode()) for number in range(count))
+    assert not client.dropped
+    assert read(client) == [str(number) for number in range(count)]
 
 
 @given(st.lists(st.integers(1, 2**21), max_size=30))
@@ -89,7 +100,7 @@ def test_the_past_has_a_bound(sizes):
     """Rule: neither many events nor large ones fill the memory."""
     broadcast = Broadcast()
     for size in sizes:
-        broadcast.publish("samples", b"x" * size)
+        broadcast.publish([("samples", b"x" * size)])
     kept = broadcast._kept
     assert len(kept) <= MOST_KEPT
     assert sum(len(event) for _, event in kept) == broadcast._kept_bytes

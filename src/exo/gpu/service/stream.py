@@ -47,13 +47,9 @@ class Publisher:
         events = [*self._samples(news), *self._changes(news)]
         if events:
             try:
-                self._loop.call_soon_threadsafe(self._publish, events)
+                self._loop.call_soon_threadsafe(self._broadcast.publish, events)
             except RuntimeError:  # the loop was closed while the last overview was taken
                 logger.debug("news after the end")
-
-    def _publish(self, events: list[tuple[str, bytes]]) -> None:
-        for kind, body in events:
-            self._broadcast.publish(kind, body)
 
     def _samples(self, news: News) -> list[tuple[str, bytes]]:
         events: list[tuple[str, bytes]] = []
