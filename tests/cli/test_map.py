@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exo.gpu.cli.map.output import in_order
-from exo.gpu.cli.map.placeholders import Template
+from exo.gpu.cli.map.replacements import Template
 from exo.gpu.coordination.commands import CommandDone
 from exo.gpu.vocabulary.job import Ending, Outcome
 

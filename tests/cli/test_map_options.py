@@ -64,8 +64,8 @@ def test_a_runtime_that_is_not_here_leaves_the_others_to_work(two_runtimes, exo_
     assert exo_gpu("map", "--on", "xpu", "a", "--on", "metal", "b", ":::", "a").returncode == 69
 
 
-def test_lists_and_placeholders_together(devices, exo_gpu):
-    """Rule: several lists, their placeholders and numbers, in order."""
+def test_lists_and_replacement_strings_together(devices, exo_gpu):
+    """Rule: several lists, their replacement strings and numbers, in order."""
     done = exo_gpu("map", "-k", "echo {#}: {1}-{2} {1.}", ":::", "a.x", "b.y", ":::", "1", "2")
     assert done.stdout == "1: a.x-1 a\n2: a.x-2 a\n3: b.y-1 b\n4: b.y-2 b\n"
 
@@ -99,7 +99,7 @@ def test_a_tag_stands_before_every_line(devices, exo_gpu):
 
 
 def test_a_dry_run_starts_nothing(devices, exo_gpu, tmp_path):
-    """Rule: the commands are printed as they would run, a device's placeholders as they are."""
+    """Rule: the commands are printed as they would run, those of a device as they are."""
     done = exo_gpu("map", "--dry-run", "touch {} {device}", ":::", "a b", "c")
     assert (done.returncode, done.stdout) == (0, "touch 'a b' {device}\ntouch c {device}\n")
     both = exo_gpu("map", "--dry-run", "--on", "cuda", "A", "--on", "cpu", "B", ":::", "1")

@@ -1,4 +1,4 @@
-"""Placeholders, lists of items and ``--halt`` of ``map``, held against what GNU parallel does."""
+"""Replacement strings, lists of items and ``--halt`` of ``map``, held against what GNU parallel does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from exo.gpu.cli.map.halt import parse_halt
 from exo.gpu.cli.map.output import tagged
-from exo.gpu.cli.map.placeholders import Template
+from exo.gpu.cli.map.replacements import Template
 from exo.gpu.cli.map.sources import Items, split_words
 from exo.gpu.cli.map.templates import digest_of, parse_templates
 from exo.gpu.coordination.commands import Lane
@@ -44,8 +44,8 @@ def fill(template, *arguments, number=1, lane=CUDA):
 @pytest.mark.parametrize(("item", "forms"), FORMS.items())
 def test_the_forms_of_an_item(item, forms):
     """Rule: {.}, {/}, {//} and {/.} are what GNU parallel makes of an item, quoted for the shell."""
-    for placeholder, form in zip(("{.}", "{/}", "{//}", "{/.}"), forms, strict=True):
-        assert shlex.split(fill(f"x {placeholder}", item)) == ["x", form]
+    for replacement, form in zip(("{.}", "{/}", "{//}", "{/.}"), forms, strict=True):
+        assert shlex.split(fill(f"x {replacement}", item)) == ["x", form]
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_the_forms_of_an_item(item, forms):
     ],
 )
 def test_what_a_template_becomes(template, arguments, expected):
-    """Rule: each placeholder once, an unknown one as it is, what an item holds untouched."""
+    """Rule: each replacement string once, an unknown one as it is, what an item holds untouched."""
     assert fill(template, *arguments, number=7) == expected
 
 
-def test_without_a_device_its_placeholders_stay():
+def test_without_a_device_its_replacement_strings_stay():
     """Rule: a dry run shows that it does not know who would run the command."""
     assert fill("x {device} {%} {#} {}", "a", lane=None) == "x {device} {%} 1 a"
 

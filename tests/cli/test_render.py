@@ -96,6 +96,7 @@ def test_unknown_is_a_dash_and_zero_is_zero():
     assert memory(None, 24 * 2**30) == "-/24.0 GiB"
     assert memory(0, 24 * 2**30) == "0.0/24.0 GiB"
     assert memory(2**30, None) == "1.0 GiB used"
+    assert memory(2**40, 2**30) == "1.0 TiB used"
     assert memory(0, 0) == "0.0/0 B"
     assert memory(2**29, 2**30) == "0.5/1.0 GiB"
     assert memory(2**20, 256 * 2**20) == "1.0/256.0 MiB"

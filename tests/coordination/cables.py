@@ -79,10 +79,8 @@ class Cables:
 
     here = ""
 
-    def give_up(self) -> None:
+    def close(self) -> None:
         """Nothing is to be left."""
-
-    close = give_up
 
     def join(self, on_change: Callable[[], None]) -> ClusterNode:
         table = ClusterTable()

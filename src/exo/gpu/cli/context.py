@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from exo.gpu.cli.request_options import (
+    Command,
     count_option,
     duration,
     duration_from,
@@ -19,8 +21,7 @@ from exo.gpu.cli.request_options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
-    from pathlib import Path
+    from collections.abc import Callable, Generator, Iterable
 
     from click.shell_completion import CompletionItem
 
@@ -37,6 +38,7 @@ __all__ = [
     "gang_options",
     "left_out_line",
     "make_request",
+    "plot_option",
     "print_json",
     "request_options",
     "request_options_of_many",
@@ -60,6 +62,17 @@ def left_out_line(left_out: Iterable[Refusal]) -> str:
     parts = (f"{', '.join(ids)} (of another {rule})" for rule, ids in by_rule.items())
     text = ", ".join(parts)
     return f"left out: {text}; --all-devices or --device takes them" if text else ""
+
+
+def plot_option(what: str) -> Callable[[Command], Command]:
+    """The option ``--plot`` of a command that can draw; see :func:`drawing`."""
+    return click.option(
+        "--plot",
+        type=click.Path(dir_okay=False, path_type=Path),
+        shell_complete=files,
+        metavar="FILE",
+        help=f"Also draw {what}: .png, .svg or .pdf.",
+    )
 
 
 @contextmanager

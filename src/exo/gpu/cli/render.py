@@ -74,8 +74,11 @@ def moment(unix_seconds: float) -> str:
 
 
 def memory(used_bytes: int | None, total_bytes: int | None) -> str:
-    """Used and total in the total's unit: ``"1.5/24.0 GiB"``; ``"-"`` for what is unknown."""
-    if total_bytes is None:
+    """Used and total in the total's unit: ``"1.5/24.0 GiB"``; ``"-"`` for what is unknown.
+
+    A total of which more is used than there is, is none.
+    """
+    if total_bytes is None or (used_bytes or 0) > total_bytes:
         return UNKNOWN if used_bytes is None else f"{format_size(used_bytes)} used"
     total = format_size(total_bytes)
     if used_bytes is None:

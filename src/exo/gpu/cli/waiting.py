@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
-from exo.gpu.cli.request_options import duration
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-Command = TypeVar("Command", bound="Callable[..., Any]")
-
+from exo.gpu.cli.request_options import Command, duration
 
 _OPTIONS = (
     click.option(

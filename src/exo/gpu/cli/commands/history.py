@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exo.gpu.cli.context import drawing, files, print_json
+from exo.gpu.cli.context import drawing, plot_option, print_json
 from exo.gpu.cli.main import FAILURE, SUCCESS, complain
 
 if TYPE_CHECKING:
@@ -88,13 +88,7 @@ def _complete_metric(_ctx: click.Context, _option: click.Parameter, incomplete: 
     metavar="N",
     help="At most so many points of equal length (500).",
 )
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    shell_complete=files,
-    metavar="FILE",
-    help="Also draw a picture: .png, .svg or .pdf.",
-)
+@plot_option("a picture")
 @click.option("--csv", "as_csv", is_flag=True, help="A line for each point, in base units.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def command(device: str | None, since: float, until: float | None, **options: Any) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from exo.gpu.cli.context import drawing, files, print_json
+from exo.gpu.cli.context import drawing, plot_option, print_json
 from exo.gpu.cli.main import SUCCESS, complain
 
 # Failed items that are told of: to people, and to programs.
@@ -54,13 +54,7 @@ def _complete_id(_ctx: click.Context, _option: click.Parameter, incomplete: str)
 
 @command.command("show")
 @click.argument("name", metavar="ID", shell_complete=_complete_id)
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    shell_complete=files,
-    metavar="FILE",
-    help="Also draw who did what when: .png, .svg or .pdf.",
-)
+@plot_option("who did what when")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def show(name: str, plot: Path | None, as_json: bool) -> int:
     """Say all of one job: its items, its devices, and what may have been done twice.

@@ -202,7 +202,7 @@ def _requests(templates: Templates, options: dict[str, Any]) -> tuple[Request, .
 
 
 def _dry_run(templates: Templates, items: Items, options: dict[str, Any], *, resume: bool) -> int:
-    """Print what would run; what depends on the device stays a placeholder."""
+    """Print what would run; what depends on the device stays as it was written."""
     from exo.gpu.cli.map.keeping import tally_to_resume
     from exo.gpu.cli.map.templates import digest_of
 

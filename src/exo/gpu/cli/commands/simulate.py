@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exo.gpu.cli.context import drawing, duration, files, print_json
+from exo.gpu.cli.context import drawing, duration, files, plot_option, print_json
 from exo.gpu.cli.main import SUCCESS
 
 if TYPE_CHECKING:
@@ -85,13 +85,7 @@ FIRST_SEED = 42
     metavar="N",
     help="So many runs at once; as many as there are cores by default.",
 )
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    shell_complete=files,
-    metavar="FILE",
-    help="Also draw a picture: .png, .svg or .pdf.",
-)
+@plot_option("a picture")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def command(cluster: str, trace: Path, policies: str | None, **options: Any) -> int:
     """Run a recorded workload on paper, under one policy or another.

@@ -8,7 +8,7 @@ from zlib import crc32
 
 import click
 
-from exo.gpu.cli.map.placeholders import Template
+from exo.gpu.cli.map.replacements import Template
 from exo.gpu.coordination.commands import Command
 from exo.gpu.vocabulary.device import RUNTIMES
 

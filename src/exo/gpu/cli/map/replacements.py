@@ -47,7 +47,7 @@ _FORMS: dict[str, Callable[[str], str]] = {
 
 
 class _Place(NamedTuple):
-    """A placeholder: a fact of the run, or an argument (None: all of them) in some form."""
+    """A replacement string: a fact of the run, or an argument (None: all of them) in some form."""
 
     fact: str
     position: int | None
@@ -56,10 +56,10 @@ class _Place(NamedTuple):
 
 
 class Template:
-    """A command with placeholders; what stands for one is a single word to the shell.
+    """A command with replacement strings; what stands for one is a single word to the shell.
 
-    A placeholder that nobody knows stays as it is. A template that does not mention the item, nor
-    its number or slot, gets the item behind it.
+    One that nobody knows stays as it is. A template that does not mention the item, nor its number
+    or slot, gets the item behind it.
     """
 
     def __init__(self, text: str) -> None:
